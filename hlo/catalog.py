@@ -1,0 +1,122 @@
+"""The catalog: what plugins offered, checked; and what was refused, and why.
+
+A refusal names the plugin, the specialty, the reason and the remedy, and never stops the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from hlo.errors import HLOError, PluginError, UnknownSpecialty
+from hlo.records import AdapterVersion, Offer, Refusal, Sampling, Specialty
+
+BASE = "base"  # how requests and metrics call the base model without an adapter
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_RESERVED = frozenset({BASE, "null", "auto"})
+
+
+class Entry(Struct, frozen=True):
+    """A specialty that is served, its adapter, and the package that it came from."""
+
+    specialty: Specialty
+    adapter: AdapterVersion
+    plugin: str
+    distribution: str
+    version: str
+
+
+class Catalog(Struct, frozen=True):
+    """Every specialty that is served, by name, and every one that was refused."""
+
+    entries: Mapping[str, Entry]
+    refusals: tuple[Refusal, ...]
+
+    def find(self, name: str, *, field: str) -> Entry:
+        """The specialty of that name. Raises `UnknownSpecialty`; `field` is where the name stood in the request."""
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise UnknownSpecialty(
+                f"No specialty `{name[:64]}` is installed.",
+                field=field,
+                remedy=f"Installed: {', '.join(self.entries) or 'none'}.",
+            ) from None
+
+
+def build(
+    offers: Iterable[Offer], refusals: Iterable[Refusal], check: Callable[[Specialty], AdapterVersion]
+) -> Catalog:
+    """Check every specialty that was offered; `check` raises `HLOError` for what can not be served."""
+    entries: dict[str, Entry] = {}
+    refused = list(refusals)
+    for offer in offers:
+        for specialty in offer.specialties:
+            try:
+                check_declaration(specialty)
+                if (holder := entries.get(specialty.name)) is not None:
+                    raise PluginError(
+                        f"The name `{specialty.name}` is taken by the plugin `{holder.plugin}`.",
+                        remedy="Uninstall one of the two, or rename the specialty.",
+                    )
+                adapter = check(specialty)
+            except HLOError as error:
+                name = specialty.name if isinstance(specialty.name, str) else None
+                refused.append(Refusal(offer.plugin, name, error.message, error.remedy))
+            else:
+                entries[specialty.name] = Entry(specialty, adapter, offer.plugin, offer.distribution, offer.version)
+    return Catalog(entries, tuple(refused))
+
+
+def keep(catalog: Catalog, errors: Mapping[str, HLOError]) -> Catalog:
+    """The catalog without the specialties for which an error was found later, each now a refusal."""
+    found = [
+        Refusal(catalog.entries[name].plugin, name, error.message, error.remedy) for name, error in errors.items()
+    ]
+    kept = {name: entry for name, entry in catalog.entries.items() if name not in errors}
+    return Catalog(kept, catalog.refusals + tuple(found))
+
+
+def check_declaration(specialty: Specialty) -> None:
+    """Raise `PluginError` when a specialty declares nonsense: wrong types, a bad name, sampling out of range."""
+    try:
+        msgspec.json.decode(msgspec.json.encode(specialty, enc_hook=_plain), type=Specialty)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise PluginError(f"The specialty is malformed: {error}.", remedy="See `hlo.Specialty` for its fields.") from error
+    if not _NAME.fullmatch(specialty.name) or specialty.name in _RESERVED:
+        raise PluginError(
+            f"`{specialty.name[:64]}` can not be a specialty's name.",
+            remedy=f"Use lower-case letters, digits and `_`; {', '.join(sorted(_RESERVED))} are reserved.",
+        )
+    if not specialty.title.strip():
+        raise PluginError(f"`{specialty.name}` has no title.", remedy="Give it a title for people to read.")
+    _check_sampling(specialty.name, specialty.sampling)
+
+
+def _check_sampling(name: str, sampling: Sampling) -> None:
+    rules = (
+        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("temperature", 0 <= sampling.temperature <= 2, "from 0 to 2"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty <= 2, "above 0 and at most 2"),
+    )
+    for field, holds, wanted in rules:
+        if not holds:
+            raise PluginError(
+                f"`{name}`: sampling.{field} must be {wanted}, not {getattr(sampling, field)}.",
+                remedy="Mend the specialty's `sampling`.",
+            )
+
+
+def _plain(value: object) -> Any:
+    """What a plugin may use in place of a dict or a list: read-only mappings and arrays."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"`{type(value).__name__}` is no plain data")

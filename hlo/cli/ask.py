@@ -1,0 +1,90 @@
+"""`hlo ask`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import Any
+
+import click
+from rich.console import Console
+
+from hlo.cli.options import read, settings_options
+from hlo.cli.remote import connection
+from hlo.records import Answer, Delta, Question, Route
+from hlo.settings import Settings
+
+
+@click.command("ask")
+@click.argument("question")
+@click.option("--specialty", help="Pin a specialty instead of routing.")
+@click.option("--url", envvar="HLO_URL", help="Ask this server, such as http://127.0.0.1:8000; default: start an engine.")
+@settings_options("model", "adapter_path", "device", "quantize", "log_level")
+def command(question: str, specialty: str | None, url: str | None, **options: Any) -> None:
+    """Ask one question and print the answer as it is generated, and who gave it.
+
+    Without --url this starts an engine in process, which takes half a minute; a server answers at once.
+    """
+    if url:
+        _ask_server(url, question, specialty)
+    else:
+        options["log_level"] = options["log_level"] or "warning"
+        asyncio.run(_ask_engine(read(options), Question(question, specialty)))
+
+
+async def _ask_engine(settings: Settings, question: Question) -> None:
+    from hlo.assemble import assemble
+    from hlo.telemetry.metrics import Metrics
+
+    with Console(stderr=True).status("starting") as status:
+        runtime = await assemble(settings, Metrics(), status.update)
+    try:
+        async with aclosing(runtime.pipeline.ask(question)) as events:
+            async for event in events:
+                if isinstance(event, Route):
+                    _print_route(event.status, event.specialty, [(one.specialty, one.score) for one in event.scores])
+                elif isinstance(event, Delta):
+                    click.echo(event.text, nl=False)
+                elif isinstance(event, Answer):
+                    adapter = f"{event.adapter.name} {event.adapter.sha256[:12]}" if event.adapter else "none"
+                    _print_end(adapter, event.model, event.usage.completion_tokens, event.timings.total_ms)
+    finally:
+        await runtime.close()
+
+
+def _ask_server(url: str, question: str, specialty: str | None) -> None:
+    body = {"question": question, "stream": True} | ({"specialty": specialty} if specialty else {})
+    with connection(url) as server, server.post_stream("/ask", body) as lines:
+        for name, data in _events(lines):
+            if name == "route":
+                scores = [(one["specialty"], one["score"]) for one in data["scores"]]
+                _print_route(data["status"], data["specialty"], scores)
+            elif name == "delta":
+                click.echo(data["text"], nl=False)
+            elif name == "answer":
+                adapter = data["adapter"]
+                shown = f"{adapter['name']} {adapter['sha256'][:12]}" if adapter else "none"
+                _print_end(shown, data["model"], data["usage"]["completion_tokens"], data["timings"]["total_ms"])
+            elif name == "problem":
+                raise click.ClickException(f"{data['detail']} {data.get('remedy', '')}")
+
+
+def _events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
+    name = ""
+    for line in lines:
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+
+
+def _print_route(status: str, specialty: str | None, scores: list[tuple[str, float]]) -> None:
+    best = ", ".join(f"{name} {score:.2f}" for name, score in scores[:3])
+    click.secho(f"{status}: {specialty or 'base model'}" + (f"  ({best}, …)" if best else ""), fg="cyan", err=True)
+
+
+def _print_end(adapter: str, model: str, tokens: int, total_ms: float) -> None:
+    click.echo()
+    click.secho(f"model {model}, adapter {adapter}, {tokens} tokens in {total_ms / 1000:.1f} s", fg="cyan", err=True)

@@ -1,0 +1,62 @@
+"""The command group: finds a command's module by its name, and turns errors into a message and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+import hlo
+from hlo.errors import HLOError, SettingsError
+
+# Help texts are here, so that listing the commands imports none of them.
+_COMMANDS = {
+    "serve": "Serve questions over HTTP.",
+    "ask": "Ask one question, of a server or of an engine started for it.",
+    "route": "Show where questions would go, without answering them.",
+    "plugins": "What is installed, and what was refused and why.",
+    "doctor": "Examine this machine and these settings; help with memory, adapters and speed.",
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are modules of `hlo.cli`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"hlo.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(hlo.__version__, prog_name="hlo")
+def cli() -> None:
+    """One medical LLM, many specialists, one endpoint.
+
+    Settings come from options, HLO_* environment variables, .env and hlo.toml, in that order.
+    """
+
+
+def main() -> None:
+    """Run the command line; exit 2 for wrong settings, 1 for what failed."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except HLOError as error:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
+        if error.remedy:
+            click.echo(f"{click.style('remedy:', fg='green', bold=True)} {error.remedy}", err=True)
+        sys.exit(2 if isinstance(error, SettingsError) else 1)

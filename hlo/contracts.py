@@ -1,0 +1,80 @@
+"""The two protocols that other parts can be swapped behind: `Encoder` and `Engine`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+from hlo.records import AdapterVersion, Delta, Prompt, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Encoder(Protocol):
+    """Turns questions into unit vectors."""
+
+    @property
+    def name(self) -> str:
+        """What the operator calls it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides its vectors. Embeddings made under another fingerprint are not comparable."""
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+
+    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors, shape (questions, dimension). Blocks; called from one worker thread at a time.
+
+        Raises `EncoderError`.
+        """
+
+
+class EngineInfo(Struct, frozen=True):
+    """What is running, as the engine itself reports it. Lengths are in tokens; `kv_cache_tokens` is None if unknown."""
+
+    engine: str
+    version: str
+    model: str
+    device: str
+    dtype: str
+    quantization: str
+    eager: bool
+    max_model_len: int
+    max_adapters: int
+    max_lora_rank: int
+
+
+class Engine(Protocol):
+    """Generates text from prompts, with any of the loaded adapters, for many requests at once."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is running."""
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        """Make `adapter` ready for use. Raises `AdapterError`, after which the engine holds nothing of it."""
+
+    async def unload(self, adapter: AdapterVersion) -> None:
+        """Forget `adapter`; no request may be using it."""
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """Yield text as it is generated; the last delta has a `finish_reason`. Closing the iterator aborts the request.
+
+        Raises `PromptTooLong`, `Overloaded`, `EngineDead` or another `EngineError`.
+        """
+
+    async def score(self, prompt: Prompt) -> tuple[float, ...]:
+        """Return the natural-log probability of each of the prompt's tokens after the first, given those before it."""
+
+    async def check_health(self) -> None:
+        """Raise `EngineDead` if nothing can be generated any more."""
+
+    async def close(self) -> None:
+        """Stop, leaving no process behind. Safe to call twice."""

@@ -1,0 +1,94 @@
+"""One tree of errors. Each says what is wrong, where, what was wanted, and what to do next.
+
+HLOError
+├── SettingsError          a setting is unknown, malformed, or contradicts another
+├── InvalidRequest         a request's field breaks a rule (carries `field`)
+│   ├── UnknownSpecialty   a specialty was named that is not installed
+│   ├── UnknownAdapter     an adapter was named that is not loaded
+│   └── PromptTooLong      prompt and answer together do not fit the model's context
+├── OutOfScope             the question belongs to no installed specialty, and the operator chose to refuse those
+├── PluginError            a plugin, or a specialty that it offers, can not be used
+├── AdapterError           an adapter's files can not be used with this base model
+├── ModelError             the base model can not be found or read
+├── EncoderError           the encoder can not be loaded, or failed
+└── EngineError            the engine failed
+    ├── NotReady           the engine is still starting, or shutting down
+    ├── Overloaded         the engine's queue is full
+    └── EngineDead         the engine process is gone; nothing can be generated until a restart
+
+A message never repeats the question, the prompt or the answer: those are patients' words.
+"""
+
+from __future__ import annotations
+
+
+class HLOError(Exception):
+    """Anything that HLO reports. `remedy` is the next step, in one sentence."""
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".rstrip()
+
+
+class SettingsError(HLOError):
+    """A setting is unknown, malformed, or contradicts another."""
+
+
+class InvalidRequest(HLOError):
+    """A request's field breaks a rule. `field` is its path in the request (`$.question`)."""
+
+    def __init__(self, message: str, *, field: str, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.field = field
+
+
+class UnknownSpecialty(InvalidRequest):
+    """A specialty was named that is not installed."""
+
+
+class UnknownAdapter(InvalidRequest):
+    """An adapter was named that is not loaded."""
+
+
+class PromptTooLong(InvalidRequest):
+    """Prompt and answer together do not fit the model's context."""
+
+
+class OutOfScope(HLOError):
+    """The question belongs to no installed specialty, and the operator chose to refuse those."""
+
+
+class PluginError(HLOError):
+    """A plugin, or a specialty that it offers, can not be used."""
+
+
+class AdapterError(HLOError):
+    """An adapter's files can not be used with this base model."""
+
+
+class ModelError(HLOError):
+    """The base model can not be found or read."""
+
+
+class EncoderError(HLOError):
+    """The encoder can not be loaded, or failed."""
+
+
+class EngineError(HLOError):
+    """The engine failed."""
+
+
+class NotReady(EngineError):
+    """The engine is still starting, or shutting down."""
+
+
+class Overloaded(EngineError):
+    """The engine's queue is full."""
+
+
+class EngineDead(EngineError):
+    """The engine process is gone; nothing can be generated until a restart."""

@@ -1,0 +1,1 @@
+"""From a routed question to text: prompts, adapters, and the engine that runs them."""

@@ -1,0 +1,279 @@
+"""Finds adapters, checks every tensor of them, and keeps immutable copies named by content hash.
+
+An engine accepts adapters that are half wrong and then answers with garbage, or dies (vLLM issues #34186, #48352), so
+nothing reaches it that this module has not read in full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hlo.errors import AdapterError
+from hlo.records import Adapter, AdapterVersion
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+NULL_NAME = "null"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# Features of PEFT that change what the two matrices mean; vLLM refuses the same ones (lora/peft_helper.py).
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "use_qalora",
+    "fan_in_fan_out",
+    "trainable_token_indices",
+    "target_parameters",
+)
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+
+
+def locate(adapter: Adapter, search: tuple[Path, ...]) -> Path:
+    """Return the folder that `adapter` refers to; `search` are the folders in which names are looked up, in order.
+
+    Raises `AdapterError`, naming every place it looked in.
+    """
+    reference = adapter.reference
+    if adapter.package is not None:
+        root = Path(str(resources.files(adapter.package))).resolve()
+        tried = [_inside(root, reference)]
+    elif "://" in reference:
+        raise AdapterError(
+            f"Adapter reference `{reference}` is a URL.",
+            remedy="Fetch it first, and refer to it by its folder or by its name under HLO_ADAPTER_PATH.",
+        )
+    elif Path(reference).is_absolute():
+        tried = [Path(reference)]
+    elif _NAME.fullmatch(reference):
+        tried = [_inside(root.expanduser().resolve(), reference) for root in search]
+    else:
+        raise AdapterError(
+            f"Adapter reference `{reference}` is neither a name nor an absolute path.",
+            remedy="A name has letters, digits, `.`, `_` and `-`; for a folder in your package, give `package` too.",
+        )
+    for folder in tried:
+        if folder.is_dir():
+            return folder
+    places = ", ".join(f"`{folder}`" for folder in tried)
+    raise AdapterError(
+        f"Adapter `{reference}` was not found; looked in {places}.",
+        remedy="Put its folder there, or set HLO_ADAPTER_PATH to the folder that holds it.",
+    )
+
+
+def check(
+    folder: Path, name: str, linears: Mapping[str, tuple[int, int]], base_name: str, store: Path
+) -> AdapterVersion:
+    """Copy an adapter into `store`, check the copy in full, and return its version.
+
+    `linears` maps the base model's linear layers to (out, in). Raises `AdapterError` saying what is wrong and where.
+    """
+    copy, sha256 = _keep(folder, store)
+    config = _read_config(copy, folder)
+    base = config.get("base_model_name_or_path") or ""
+    if base and Path(base).name.lower() != base_name.lower():
+        raise AdapterError(
+            f"`{folder}` was trained for the base model `{Path(base).name}`; this one is `{base_name}`.",
+            remedy="Use an adapter for this base, or set HLO_BASE_NAME if it is the same model under another name.",
+        )
+    rank, modules = _check_tensors(copy / WEIGHTS, folder, config, linears)
+    return AdapterVersion(name, sha256, copy, rank, modules, size=(copy / WEIGHTS).stat().st_size)
+
+
+def null(linears: Mapping[str, tuple[int, int]], base_name: str, kinds: frozenset[str], store: Path) -> AdapterVersion:
+    """Make the adapter that changes nothing: rank 1, all zero, on one layer whose kind is in `kinds`.
+
+    vLLM before 0.33 computes, on a CPU, a request without an adapter with the weights of whatever adapter stands in
+    the last slot (vLLM pull request #48421). A request with this one is computed right.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    module, (out_features, in_features) = next(
+        (module, shape) for module, shape in linears.items() if module.rpartition(".")[2] in kinds
+    )
+    prefix = f"base_model.model.{module}"
+    with tempfile.TemporaryDirectory() as folder:
+        config = {
+            "peft_type": "LORA",
+            "r": 1,
+            "lora_alpha": 1,
+            "target_modules": [module.rpartition(".")[2]],
+            "bias": "none",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_name,
+        }
+        Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        tensors = {
+            f"{prefix}.lora_A.weight": torch.zeros(1, in_features),
+            f"{prefix}.lora_B.weight": torch.zeros(out_features, 1),
+        }
+        save_file(tensors, Path(folder, WEIGHTS))
+        copy, sha256 = _keep(Path(folder), store)
+    return AdapterVersion(NULL_NAME, sha256, copy, 1, (module.rpartition(".")[2],), (copy / WEIGHTS).stat().st_size)
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 of an adapter: what `sha256sum adapter_config.json adapter_model.safetensors | sha256sum` prints."""
+    lines = ""
+    for filename in (CONFIG, WEIGHTS):
+        with (folder / filename).open("rb") as file:
+            lines += f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {filename}\n"
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _inside(root: Path, name: str) -> Path:
+    """`root / name`, refusing to leave `root`, by `..` or by a symbolic link."""
+    folder = (root / name).resolve()
+    if not folder.is_relative_to(root):
+        raise AdapterError(
+            f"Adapter reference `{name}` leads out of `{root}`.", remedy="Keep the adapter inside that folder."
+        )
+    return folder
+
+
+def _keep(folder: Path, store: Path) -> tuple[Path, str]:
+    """Copy the two files of an adapter to `store/<hash>`, atomically, unless the same content is there already."""
+    for filename in (CONFIG, WEIGHTS):
+        if not (folder / filename).is_file():
+            pickles = [file.name for file in folder.iterdir() if file.suffix in _PICKLES]
+            raise AdapterError(
+                f"`{folder}` holds no `{filename}`"
+                + (f", but the pickle `{pickles[0]}`, which could run any code." if pickles else "."),
+                remedy="Save the adapter with PEFT's `save_pretrained(…, safe_serialization=True)`.",
+            )
+    store = store.expanduser() / "adapters"
+    store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
+        for filename in (CONFIG, WEIGHTS):
+            shutil.copyfile(folder / filename, Path(incoming, filename))
+        sha256 = content_hash(Path(incoming))
+        kept = store / sha256
+        if kept.is_dir():
+            if _intact(kept, sha256):
+                return kept, sha256
+            shutil.rmtree(kept)
+        os.rename(incoming, kept)
+        os.mkdir(incoming)  # so that the context manager finds what it made
+    return kept, sha256
+
+
+def _intact(kept: Path, sha256: str) -> bool:
+    try:
+        return content_hash(kept) == sha256
+    except OSError:
+        return False
+
+
+def _read_config(copy: Path, folder: Path) -> dict[str, Any]:
+    """Read and check adapter_config.json; `folder` is the place that the message names."""
+    try:
+        config = json.loads((copy / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"`{folder}/{CONFIG}` is not JSON: {error}", remedy="Save the adapter again.") from error
+    place = f"`{folder}/{CONFIG}`"
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"{place} describes no LoRA: peft_type is {kind!r}.", remedy="HLO serves LoRA adapters.")
+    if type(config.get("r")) is not int or config["r"] < 1:
+        raise AdapterError(f"{place}: `r` must be a positive integer, not {config.get('r')!r}.", remedy="Save again.")
+    if type(config.get("lora_alpha")) not in (int, float):
+        raise AdapterError(f"{place}: `lora_alpha` must be a number.", remedy="Save the adapter again.")
+    used = [name for name in _UNSUPPORTED if config.get(name)]
+    if config.get("bias", "none") != "none":
+        used.append("bias")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
+        used.append(f"init_lora_weights={init}")
+    if used:
+        raise AdapterError(
+            f"{place} uses {', '.join(f'`{name}`' for name in used)}, which can not be served.",
+            remedy="Convert it to a plain LoRA with PEFT, or train one.",
+        )
+    return config
+
+
+def _check_tensors(
+    weights: Path, folder: Path, config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]]
+) -> tuple[int, tuple[str, ...]]:
+    """Check every tensor's name, shape and values. Returns the highest rank and the kinds of layer touched."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    place = f"`{folder}/{WEIGHTS}`"
+    try:
+        with safe_open(weights, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                match = _KEY.fullmatch(key)
+                if match is None:
+                    raise AdapterError(
+                        f"{place}: tensor `{key}` is no LoRA matrix of a linear layer.",
+                        remedy="Save the adapter with PEFT; embeddings and output heads can not be adapted.",
+                    )
+                pairs.setdefault(match["module"], {})[match["side"]] = file.get_tensor(key)
+    except SafetensorError as error:
+        raise AdapterError(f"{place} is damaged: {error}", remedy="Fetch or save it again.") from error
+    if not pairs:
+        raise AdapterError(f"{place} holds no tensor.", remedy="Save the adapter again.")
+    effect = False
+    for module, pair in pairs.items():
+        if module not in linears:
+            raise AdapterError(
+                f"{place} adapts the layer `{module}`, which the base model does not have.",
+                remedy="Use the adapter with the base model that it was trained on.",
+            )
+        if not _targeted(module, config.get("target_modules")):
+            raise AdapterError(
+                f"{place} adapts `{module}`, which `target_modules` in {CONFIG} does not name.",
+                remedy="Save weights and configuration together.",
+            )
+        if set(pair) != {"A", "B"}:
+            raise AdapterError(f"{place}: `{module}` has only one of lora_A and lora_B.", remedy="Save it again.")
+        rank = _rank(module, config)
+        out_features, in_features = linears[module]
+        for side, wanted in (("A", (rank, in_features)), ("B", (out_features, rank))):
+            if tuple(pair[side].shape) != wanted:
+                raise AdapterError(
+                    f"{place}: `{module}.lora_{side}` has shape {tuple(pair[side].shape)}; "
+                    f"rank {rank} on this base model wants {wanted}.",
+                    remedy="Use the adapter with the base model that it was trained on.",
+                )
+            if not torch.isfinite(pair[side]).all():
+                raise AdapterError(
+                    f"{place}: `{module}.lora_{side}` holds NaN or infinite values.", remedy="Train it again."
+                )
+        effect = effect or bool((pair["B"].float() @ pair["A"].float()).any())
+    if not effect or not config["lora_alpha"]:
+        raise AdapterError(f"{place} changes nothing: every update is zero.", remedy="Train it, or leave it out.")
+    return max(_rank(module, config) for module in pairs), tuple(sorted({m.rpartition(".")[2] for m in pairs}))
+
+
+def _rank(module: str, config: Mapping[str, Any]) -> int:
+    """The rank of one layer; patterns match as in PEFT's `get_pattern_key`."""
+    for pattern, rank in (config.get("rank_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return int(rank)
+    return int(config["r"])
+
+
+def _targeted(module: str, targets: object) -> bool:
+    """Whether PEFT would adapt `module`: `targets` is a pattern for the whole name, or a list of last parts."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, module) is not None
+    return isinstance(targets, list) and any(module == one or module.endswith(f".{one}") for one in targets)

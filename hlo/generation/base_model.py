@@ -1,0 +1,127 @@
+"""Finds the base model, and knows the shape of every linear layer in it without reading its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from hlo.errors import ModelError
+
+EMBEDDED_NAME = "hlo-demo-10m"
+
+_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model*", "*.txt"]
+
+
+class BaseModel(Struct, frozen=True):
+    """The base model on disk. `name` is the last part of how it was asked for; adapters name their base by it.
+
+    `linears` maps the name of each linear layer that an adapter may touch to its weight's shape, (out, in).
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    linears: Mapping[str, tuple[int, int]]
+    embedded: bool
+
+
+def embedded_root() -> Path:
+    """The folder that holds `models/` and `adapters/` of the demonstration: in the wheel, or beside the source."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "embedded" if (package / "embedded").is_dir() else package.parent
+
+
+def find(reference: str, revision: str | None = None, *, name: str | None = None) -> BaseModel:
+    """Find a model: a folder, a hub's `org/name` (fetched into the hub's cache), or "" for the embedded one.
+
+    `name` overrides the name that adapters must give as their base. Raises `ModelError`.
+    """
+    if not reference:
+        folder = embedded_root() / "models" / EMBEDDED_NAME
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"The embedded model is not in `{folder}`.",
+                remedy="Set HLO_MODEL to a folder or a hub's model, or reinstall HLO with its models.",
+            )
+    elif Path(reference).expanduser().is_dir():
+        folder = Path(reference).expanduser().resolve()
+    else:
+        folder = _fetch(reference, revision)
+    config = _read_config(folder)
+    return BaseModel(
+        name=name or (Path(reference).name if reference else EMBEDDED_NAME),
+        folder=folder,
+        config=config,
+        linears=_linears(folder),
+        embedded=not reference,
+    )
+
+
+def _fetch(reference: str, revision: str | None) -> Path:
+    """Fetch a hub's model with a progress bar, or find it in the hub's cache. Weights other than safetensors stay."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=_FILES))
+    except HFValidationError as error:
+        raise ModelError(
+            f"`{reference}` is neither a folder nor a hub's `org/name`.",
+            remedy="Check HLO_MODEL for a misspelling; a folder must exist.",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"`{reference}` is not in the local cache, and the hub can not be reached.",
+            remedy="Connect once to fetch it, or set HLO_MODEL to a folder that holds it.",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"The hub refused `{reference}`{f' at {revision}' if revision else ''}: {error}",
+            remedy="Check the name and revision; for a gated model, accept its terms and set HF_TOKEN.",
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"`{folder}` holds no config.json.", remedy="Point HLO_MODEL at a model in Hugging Face layout."
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"`{folder}/config.json` is not JSON: {error}", remedy="Fetch the model again.") from error
+    if not isinstance(config, dict) or "architectures" not in config:
+        raise ModelError(
+            f"`{folder}/config.json` names no architecture.", remedy="Point HLO_MODEL at a causal language model."
+        )
+    return config
+
+
+def _linears(folder: Path) -> dict[str, tuple[int, int]]:
+    """Build the model without memory (torch's meta device) and list its decoder blocks' linear layers.
+
+    The output head is left out: HLO takes adapters on decoder blocks only.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"`{folder}/config.json` describes no causal language model that this version of transformers knows: "
+            f"{error}",
+            remedy="Upgrade transformers, or choose another model.",
+        ) from error
+    head = model.get_output_embeddings()
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }

@@ -1,0 +1,28 @@
+"""Shows that an adapter changes what the model says. An engine can accept one that does nothing, and serve base output."""
+
+from __future__ import annotations
+
+from hlo.contracts import Engine
+from hlo.errors import AdapterError
+from hlo.records import Prompt
+
+
+async def check_effect(engine: Engine, prompt: Prompt) -> float:
+    """Compare the log-probabilities of a prompt's tokens with and without its adapter; return the largest difference.
+
+    The base model is scored twice, and the difference must stand well above what these two differ by. Raises
+    `AdapterError` when it does not, and `EngineError`.
+    """
+    if prompt.adapter is None:
+        raise ValueError("a prompt with an adapter was wanted")
+    base = Prompt(prompt.token_ids)
+    first, second, adapted = await engine.score(base), await engine.score(base), await engine.score(prompt)
+    noise = max(abs(a - b) for a, b in zip(first, second, strict=True))
+    effect = max(abs(a - b) for a, b in zip(first, adapted, strict=True))
+    if not effect > 10 * noise + 1e-4:  # also when it is NaN
+        raise AdapterError(
+            f"The adapter `{prompt.adapter.name}` changes nothing: on a question of its own, log-probabilities differ "
+            f"from the base model's by {effect:.2g} at most.",
+            remedy="Check that its layers are those of this base model, and that it was trained.",
+        )
+    return effect

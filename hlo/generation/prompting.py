@@ -1,0 +1,119 @@
+"""Builds prompts. Pure: the same question, template and tokenizer always give the same token ids.
+
+A patient's words can contain anything, also `[INST]` or `</s>`. They are tokenised so that no special token comes out
+of them: not by rewriting the words, but by telling apart, in the rendered prompt, what the template wrote and what it
+was given. Jinja in a question stays text, because a question is data to the template, never part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import secrets
+from typing import Protocol
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from hlo.errors import PluginError, PromptTooLong
+from hlo.records import AdapterVersion, Prompt, Sampling
+
+Span = tuple[int, int]
+
+_PROBE = "1123581321"  # digits: filters on case leave them as they are
+# A dynamic value in a rendered template stands between these; the nonce can not be guessed by who writes a question.
+_NONCE = secrets.token_hex(8)
+_START, _END = f"\ue000{_NONCE}\ue001", f"\ue002{_NONCE}\ue003"
+_MARKED = re.compile(f"{_START}(.*?){_END}", re.DOTALL)
+
+
+class Tokenizer(Protocol):
+    """What prompting needs of a tokenizer (`hlo.generation.tokenizer` has the real one)."""
+
+    def chat(self, user: str) -> str:
+        """Return the text of a conversation whose only turn so far is the user's, up to where the answer begins."""
+
+    def encode(self, text: str, untrusted: tuple[Span, ...]) -> tuple[int, ...]:
+        """Return token ids; inside the character spans `untrusted`, no special token is recognised."""
+
+    def encode_raw(self, text: str) -> tuple[int, ...]:
+        """Return token ids as the tokenizer gives them by default."""
+
+
+def build(question: str, template: str, tokenizer: Tokenizer, adapter: AdapterVersion | None) -> Prompt:
+    """Render `template` with the question, as the user's turn of a chat, and tokenise it.
+
+    Raises `PluginError` when the template can not be rendered.
+    """
+    text, spans = _unmark(tokenizer.chat(_render(template, question)))
+    return Prompt(tokenizer.encode(text, spans), adapter)
+
+
+def raw(text: str, tokenizer: Tokenizer, adapter: AdapterVersion | None) -> Prompt:
+    """Tokenise a caller's own prompt as it stands: no template, no chat, special tokens recognised."""
+    return Prompt(tokenizer.encode_raw(text), adapter)
+
+
+def fit(prompt: Prompt, sampling: Sampling, max_model_len: int, *, field: str) -> Sampling:
+    """Shorten `max_tokens` to what the context leaves. Raises `PromptTooLong` where it leaves nothing."""
+    room = max_model_len - len(prompt.token_ids)
+    if room < 1:
+        raise PromptTooLong(
+            f"The prompt has {len(prompt.token_ids)} tokens; prompt and answer together may have {max_model_len}.",
+            field=field,
+            remedy="Shorten it, or serve with a larger HLO_MAX_MODEL_LEN if the model allows that.",
+        )
+    if sampling.max_tokens <= room:
+        return sampling
+    return Sampling(
+        max_tokens=room,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=sampling.seed,
+        stop=sampling.stop,
+    )
+
+
+def check_template(template: str) -> None:
+    """Raise `PluginError` unless `template` renders and contains the question."""
+    text, spans = _unmark(_render(template, _PROBE))
+    if not any(_PROBE in text[start:end] for start, end in spans):
+        raise PluginError("The template leaves the question out.", remedy="Put `{{ question }}` into it.")
+
+
+def _render(template: str, question: str) -> str:
+    try:
+        return _compile(template).render(question=question)
+    except TemplateError as error:
+        # The message of a Jinja error speaks of the template, never of the values given to it.
+        place = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
+        raise PluginError(
+            f"The template can not be rendered{place}: {error.message or type(error).__name__}.",
+            remedy="A template is Jinja over `question`; no other name exists in it.",
+        ) from error
+
+
+@functools.lru_cache(maxsize=4096)
+def _compile(template: str) -> Template:
+    return _ENVIRONMENT.from_string(template)
+
+
+def _mark(value: object) -> str:
+    return f"{_START}{value}{_END}"
+
+
+def _unmark(marked: str) -> tuple[str, tuple[Span, ...]]:
+    """Take the marks out and return where the marked text now stands."""
+    pieces: list[str] = []
+    spans: list[Span] = []
+    length = 0
+    for index, piece in enumerate(_MARKED.split(marked)):
+        if index % 2:
+            spans.append((length, length + len(piece)))
+        pieces.append(piece)
+        length += len(piece)
+    return "".join(pieces), tuple(spans)
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_mark, keep_trailing_newline=True)

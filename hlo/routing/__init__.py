@@ -1,0 +1,1 @@
+"""From a question to a specialty: encode, compare with prototypes, decide."""

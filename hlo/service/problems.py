@@ -1,0 +1,140 @@
+"""Errors as RFC 9457 problems. The only place where status codes are chosen; no stack trace and no question leaves it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from msgspec import Struct
+
+from hlo.errors import (
+    AdapterError,
+    EncoderError,
+    EngineDead,
+    EngineError,
+    HLOError,
+    InvalidRequest,
+    NotReady,
+    OutOfScope,
+    Overloaded,
+    PluginError,
+    PromptTooLong,
+    UnknownAdapter,
+    UnknownSpecialty,
+)
+
+logger = logging.getLogger("hlo")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(Struct, frozen=True, omit_defaults=True):
+    """RFC 9457, with `field` (where in the request), `remedy` (what to do) and `retry_after` (seconds)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    field: str | None = None
+    remedy: str | None = None
+    retry_after: int | None = None
+
+
+# From the most special to the most general; the first that fits an error is its problem.
+_TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
+    (UnknownSpecialty, 404, "unknown-specialty", "Unknown specialty"),
+    (UnknownAdapter, 404, "unknown-adapter", "Unknown adapter"),
+    (PromptTooLong, 413, "prompt-too-long", "Prompt too long"),
+    (InvalidRequest, 400, "invalid-request", "Invalid request"),
+    (OutOfScope, 422, "out-of-scope", "Question out of scope"),
+    (NotReady, 503, "not-ready", "Not ready"),
+    (Overloaded, 503, "overloaded", "Overloaded"),
+    (EngineDead, 503, "engine-dead", "Engine dead"),
+    (EngineError, 500, "engine-error", "Engine error"),
+    (EncoderError, 503, "encoder-error", "Encoder error"),
+    (AdapterError, 500, "adapter-error", "Adapter error"),
+    (PluginError, 500, "plugin-error", "Plugin error"),
+    (HLOError, 500, "error", "Error"),
+)
+_RETRY_AFTER_S = {NotReady: 5, Overloaded: 2}
+
+
+def problem(error: HLOError) -> Problem:
+    """The problem that tells of `error`."""
+    kind, status, slug, title = next(row for row in _TABLE if isinstance(error, row[0]))
+    return Problem(
+        type=f"urn:hlo:problem:{slug}",
+        title=title,
+        status=status,
+        detail=error.message,
+        field=error.field if isinstance(error, InvalidRequest) else None,
+        remedy=error.remedy or None,
+        retry_after=_RETRY_AFTER_S.get(kind),
+    )
+
+
+def from_hlo(_: Request[Any, Any, Any], error: HLOError) -> Response[bytes]:
+    """Answer with one of our own errors."""
+    found = problem(error)
+    if found.status >= 500:
+        logger.error("%s: %s", type(error).__name__, error)
+    return _respond(found)
+
+
+def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """Answer with an error that Litestar found: a body that breaks the schema or the limit, an unknown path, …"""
+    field, detail = None, error.detail
+    remedy = "`/schema` describes every route and its body."
+    if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
+        first = error.extra[0]
+        key = str(first.get("key", "")) if isinstance(first, dict) else ""
+        field = f"$.{key}" if key and key != "data" else "$"
+        detail = str(first.get("message", detail)) if isinstance(first, dict) else detail
+    elif error.status_code == 413:
+        detail, remedy = "The request's body is larger than this server takes.", "Shorten it, or raise HLO_MAX_BODY_BYTES."
+    elif error.status_code == 400:
+        # A body that is no JSON; the decoder's message gives the place, never the words.
+        detail = detail if detail.startswith(("JSON", "Input data")) else "The request's body is not the JSON that was wanted."
+        field = "$"
+    slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+    found = Problem(
+        type=f"urn:hlo:problem:{slug.get(error.status_code, 'http')}",
+        title=slug.get(error.status_code, "error").replace("-", " ").capitalize(),
+        status=error.status_code,
+        detail=detail,
+        field=field,
+        remedy=remedy,
+    )
+    return _respond(found, dict(error.headers or {}))
+
+
+def from_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Answer with an error that nobody foresaw: its type and place go to the log, its text nowhere."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "unknown"
+    logger.error("unforeseen %s at %s, in %s", type(error).__name__, place, request.scope.get("path_template", "?"))
+    return _respond(
+        Problem(
+            type="urn:hlo:problem:internal-error",
+            title="Internal error",
+            status=500,
+            detail="Something failed that should not have.",
+            remedy="Ask again; if it comes back, report it with the server's log.",
+        )
+    )
+
+
+def _respond(found: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
+    headers = headers or {}
+    if found.retry_after is not None:
+        headers["retry-after"] = str(found.retry_after)
+    return Response(
+        msgspec.json.encode(found), status_code=found.status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+

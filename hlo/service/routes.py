@@ -1,0 +1,217 @@
+"""The routes. Each decodes a request, asks the pipeline, and encodes what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.background_tasks import BackgroundTask
+from litestar.exceptions import ClientException
+from litestar.response import Stream
+
+from hlo.errors import EngineError, HLOError, InvalidRequest
+from hlo.records import Answer, Delta, FinishReason, Question, Route, Usage
+from hlo.service.problems import problem
+from hlo.service.state import Service
+from hlo.service.wire import (
+    AdapterView,
+    AnswerView,
+    AskRequest,
+    CompletionView,
+    DeltaView,
+    GenerateRequest,
+    HealthView,
+    ReadyView,
+    RouteRequest,
+    RoutesView,
+    SpecialtiesView,
+    SwitchAdapterRequest,
+    SwitchView,
+)
+from hlo.telemetry import metrics, tracing
+
+T = TypeVar("T")
+_Request = Request[Any, Any, Any]
+
+
+@post("/ask", status_code=200, summary="Ask a question; the right specialist answers.")
+async def ask(data: AskRequest, request: _Request, service: Service) -> Response[Any]:
+    """Route the question, generate with that specialty's adapter, and say which one it was and why.
+
+    With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
+    """
+    question = Question(data.question, data.specialty, data.overrides())
+    events = service.runtime.pipeline.ask(question, tracing.incoming(request.headers))
+    if not data.stream:
+        return Response(AnswerView.of(await _unless_gone(request, _answer(events))))
+    first = await anext(events)  # what is wrong with the request is wrong before this, and is an HTTP status
+    return _stream(_ask_events(first, events))
+
+
+@post("/route", status_code=200, summary="Route questions without answering them.")
+async def route(data: RouteRequest, service: Service) -> Response[Any]:
+    """One question gives its route; a list gives `routes`, in order."""
+    questions = [data.question] if isinstance(data.question, str) else data.question
+    if len(questions) > service.settings.max_batch_questions:
+        raise InvalidRequest(
+            f"{len(questions)} questions came; at most {service.settings.max_batch_questions} go in one request.",
+            field="$.question",
+            remedy="Send several requests, or raise HLO_MAX_BATCH_QUESTIONS.",
+        )
+    routes = await service.runtime.pipeline.route(questions) if questions else ()
+    return Response(routes[0] if isinstance(data.question, str) else RoutesView(routes))
+
+
+@post("/generate", status_code=200, summary="Continue a raw prompt with a named adapter.")
+async def generate(data: GenerateRequest, request: _Request, service: Service) -> Response[Any]:
+    """No routing and no template: the prompt is used as it stands.
+
+    With `stream`, server-sent events: many `delta`, one `usage` (or `problem`).
+    """
+    pipeline = service.runtime.pipeline
+    adapter = service.adapter(data.adapter, field="$.adapter")
+    deltas = pipeline.complete(data.prompt, adapter, data.overrides())
+    if data.stream:
+        return _stream(_generate_events(await anext(deltas), deltas))
+    text, usage, reason = await _unless_gone(request, _completion(deltas))
+    return Response(CompletionView(text, AdapterView.of(adapter), pipeline.engine.info.model, usage, reason))
+
+
+@post("/switch-adapter", status_code=200, summary="Change the default adapter of /generate.")
+async def switch_adapter(data: SwitchAdapterRequest, service: Service) -> SwitchView:
+    """Takes effect at once: every adapter is in the engine already, so nothing is loaded or restarted."""
+    adapter, previous = service.switch(data.adapter_name, field="$.adapter_name")
+    return SwitchView(AdapterView.of(adapter), AdapterView.of(previous))
+
+
+@get("/specialties", summary="What is served, and what was refused and why.")
+async def specialties(service: Service) -> SpecialtiesView:
+    """Specialties with their adapters and packages."""
+    return SpecialtiesView.of(service.runtime.pipeline.catalog)
+
+
+@get("/healthz", summary="Whether the process lives.")
+async def healthz() -> HealthView:
+    """Always 200."""
+    return HealthView()
+
+
+@get("/readyz", summary="Whether questions can be answered.")
+async def readyz(service: Service) -> Response[ReadyView]:
+    """200 with what is running, or 503 with what is being waited for."""
+    try:
+        runtime = service.runtime
+        await runtime.pipeline.engine.check_health()
+    except EngineError as error:
+        return Response(ReadyView(False, service.stage if service.stage != "ready" else error.message), status_code=503)
+    catalog = runtime.pipeline.catalog
+    return Response(
+        ReadyView(
+            ready=True,
+            stage=service.stage,
+            engine=runtime.pipeline.engine.info,
+            encoder=runtime.encoder.name,
+            encoder_fingerprint=runtime.encoder.fingerprint,
+            specialties=tuple(catalog.entries),
+            refused=catalog.refusals,
+        )
+    )
+
+
+@get("/metrics", summary="Metrics for Prometheus.", include_in_schema=False)
+async def prometheus(service: Service) -> Response[bytes]:
+    """HLO's metrics, and vLLM's under their own names."""
+    return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+
+
+HANDLERS = (ask, route, generate, switch_adapter, specialties, healthz, readyz, prometheus)
+
+
+async def _answer(events: AsyncGenerator[Route | Delta | Answer, None]) -> Answer:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Answer):
+                return event
+    raise EngineError("The engine ended without an answer.", remedy="Ask again.")
+
+
+async def _completion(deltas: AsyncGenerator[Delta | Usage, None]) -> tuple[str, Usage, FinishReason]:
+    text, reason, usage = "", None, None
+    async with aclosing(deltas):
+        async for delta in deltas:
+            if isinstance(delta, Usage):
+                usage = delta
+            else:
+                text, reason = text + delta.text, delta.finish_reason
+    if usage is None:
+        raise EngineError("The engine ended without a completion.", remedy="Ask again.")
+    return text, usage, reason or "abort"
+
+
+async def _ask_events(
+    first: Route | Delta | Answer, rest: AsyncGenerator[Route | Delta | Answer, None]
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield _event("route", first)
+        try:
+            async for event in rest:
+                if isinstance(event, Delta):
+                    if event.text:
+                        yield _event("delta", DeltaView(event.text))
+                elif isinstance(event, Answer):
+                    yield _event("answer", AnswerView.of(event))
+        except HLOError as error:
+            yield _event("problem", problem(error))
+
+
+async def _generate_events(first: Delta | Usage, rest: AsyncGenerator[Delta | Usage, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(rest):
+        yield _event("delta", DeltaView(first.text if isinstance(first, Delta) else ""))
+        try:
+            async for event in rest:
+                if isinstance(event, Usage):
+                    yield _event("usage", event)
+                elif event.text:
+                    yield _event("delta", DeltaView(event.text))
+        except HLOError as error:
+            yield _event("problem", problem(error))
+
+
+def _event(name: str, value: object) -> bytes:
+    """One server-sent event (WHATWG HTML, "Server-sent events"); JSON has no raw line breaks, so one data line."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))
+
+
+def _stream(events: AsyncGenerator[bytes, None]) -> Stream:
+    # A client that leaves while bytes are being sent leaves the generator suspended; the background task closes it,
+    # and with it the request in the engine.
+    return Stream(
+        events,
+        media_type="text/event-stream",
+        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        background=BackgroundTask(events.aclose),
+    )
+
+
+async def _unless_gone(request: _Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do `work`, unless the client closes the connection first; then cancel it, so that the engine stops at once."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientException(detail="The client closed the connection.", status_code=499)
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: _Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

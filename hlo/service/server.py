@@ -1,0 +1,57 @@
+"""Runs the app under uvicorn: listens, starts in the background, and stops without leaving anything behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+
+from hlo.errors import HLOError, SettingsError
+from hlo.service.app import create_app
+from hlo.service.state import Service, Start
+from hlo.settings import Settings
+
+
+async def serve(settings: Settings, start: Start) -> None:
+    """Serve until told to stop. Raises `HLOError` when it can not start."""
+    listener = _listen(settings.host, settings.port)
+    service = Service(settings, start)
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+
+    async def stop_on_failure() -> None:
+        await service.stopped.wait()
+        server.should_exit = True
+
+    watch = asyncio.create_task(stop_on_failure())
+    try:
+        host, port = listener.getsockname()[:2]
+        service.announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        await server.serve(sockets=[listener])
+    finally:
+        watch.cancel()
+        listener.close()
+    if service.failure is not None:
+        raise service.failure
+    if not server.started:
+        raise HLOError("The server could not start.", remedy="The log above says why.")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind now, so that a taken port is told before minutes of loading."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"Can not listen on {host}:{port}: {error.strerror or error}.",
+            remedy="Stop what uses it, or set HLO_PORT (0 picks a free one) or HLO_HOST.",
+        ) from error

@@ -1,0 +1,94 @@
+"""What the service knows: whether it is ready, the runtime behind it, and the default adapter of `/generate`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+
+from hlo.assemble import Report, Runtime
+from hlo.catalog import BASE
+from hlo.errors import HLOError, NotReady, UnknownAdapter
+from hlo.records import AdapterVersion
+from hlo.settings import Settings
+from hlo.telemetry.metrics import Metrics
+
+logger = logging.getLogger("hlo")
+
+Start = Callable[[Settings, Metrics, Report], Awaitable[Runtime]]
+
+
+class Service:
+    """One server's state. It listens from the first moment, and answers questions once `start` has finished."""
+
+    def __init__(self, settings: Settings, start: Start) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.stage = "starting"
+        self.failure: HLOError | None = None
+        self.stopped = asyncio.Event()
+        self._start = start
+        self._runtime: Runtime | None = None
+        self._default: str = BASE
+
+    @property
+    def runtime(self) -> Runtime:
+        """The running parts. Raises `NotReady`."""
+        if self._runtime is None:
+            raise NotReady(f"The server is not ready: {self.stage}.", remedy="Ask again in a few seconds.")
+        return self._runtime
+
+    def adapter(self, name: str | None, *, field: str) -> AdapterVersion | None:
+        """The adapter of that name, or the default one; None for the base model. Raises `UnknownAdapter`."""
+        chosen = self._default if name is None else name
+        if chosen == BASE:
+            return None
+        entries = self.runtime.pipeline.catalog.entries
+        if chosen not in entries:
+            raise UnknownAdapter(
+                "No adapter of that name is loaded.", field=field, remedy=f"Loaded: {', '.join([BASE, *entries])}."
+            )
+        return entries[chosen].adapter
+
+    def switch(self, name: str, *, field: str) -> tuple[AdapterVersion | None, AdapterVersion | None]:
+        """Make `name` the default adapter; returns the new and the previous one. Raises `UnknownAdapter`."""
+        adapter, previous = self.adapter(name, field=field), self.adapter(None, field=field)
+        self._default = name
+        return adapter, previous
+
+    def announce(self, url: str) -> None:
+        """Log where the server listens."""
+        logger.info("listening on %s", url)
+
+    @asynccontextmanager
+    async def lifespan(self, _: Litestar) -> AsyncIterator[None]:
+        """Start in the background while the server listens; stop with it."""
+        starting = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            runtime, self._runtime, self.stage = self._runtime, None, "stopping"
+            if runtime is not None:
+                await runtime.close()
+
+    async def _run(self) -> None:
+        def report(stage: str) -> None:
+            self.stage = stage
+            logger.info("%s", stage)
+
+        try:
+            self._runtime = await self._start(self.settings, self.metrics, report)
+            report("ready")
+        except HLOError as error:
+            self.failure, self.stage = error, "failed"
+            self.stopped.set()
+        except Exception:
+            self.failure = HLOError("The server could not start.", remedy="The log above says why.")
+            logger.exception("start-up failed")
+            self.stage = "failed"
+            self.stopped.set()

@@ -1,0 +1,174 @@
+"""Settings: from arguments, `HLO_*` environment variables, `.env` and `hlo.toml`, in that order of precedence.
+
+Unknown keys are refused by name. The names `MODEL_NAME`, `ADAPTER_PATH` and `QUANTIZE` are understood too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from hlo.errors import SettingsError
+
+PREFIX = "HLO_"
+TOML_FILE = Path("hlo.toml")
+ENV_FILE = Path(".env")
+
+# Variables of this prefix that configure something else than the process: they are not settings, and not misspellings.
+_NOT_SETTINGS = frozenset({"HLO_URL"})
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can choose. `hlo doctor` prints the values in force."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        toml_file=TOML_FILE,
+        extra="ignore",  # `_refuse_unknown` does this with a better message, and leaves other programs' keys alone
+        frozen=True,
+        populate_by_name=True,
+    )
+
+    # The model and its adapters
+    model: str = Field(
+        default="",
+        validation_alias=AliasChoices("HLO_MODEL", "MODEL_NAME"),
+        description="Base model: a folder, or a model hub's `org/name`. Empty: the embedded demonstration model.",
+    )
+    revision: str | None = Field(default=None, description="Revision of a hub's model (a commit, tag or branch).")
+    base_name: str | None = Field(
+        default=None, description="The name by which adapters call this base model; default: the last part of `model`."
+    )
+    adapter_path: Path = Field(
+        default=Path("adapters"),
+        validation_alias=AliasChoices("HLO_ADAPTER_PATH", "ADAPTER_PATH"),
+        description="Folder in which adapters are looked up by name.",
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/hlo"), description="Where checked copies of adapters are kept, named by content hash."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Precision of activations and of unquantised weights; auto: float32 on CPU."
+    )
+    quantization: Literal["none", "bitsandbytes", "fp8_per_channel"] = Field(
+        default="none", description="8-bit weights; bitsandbytes needs a checkpoint saved in int8."
+    )
+    quantize: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("HLO_QUANTIZE", "QUANTIZE"),
+        description="Short for quantization=bitsandbytes.",
+    )
+
+    # The engine
+    max_model_len: int | None = Field(default=None, ge=16, description="Longest prompt plus answer, in tokens.")
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Most requests in one batch.")
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory to use.")
+    cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
+    enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
+    max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+
+    # Routing
+    encoder: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2", description="Sentence encoder: a hub's name or a folder."
+    )
+    encoder_batch: int = Field(default=32, ge=1, description="Most questions encoded in one batch.")
+    min_score: float = Field(default=0.22, ge=-1, le=1, description="A best score below this is out of scope.")
+    min_margin: float = Field(default=0.02, ge=0, le=2, description="A lead smaller than this is ambiguous.")
+    ambiguous: Literal["first", "base"] = Field(default="first", description="Who answers an ambiguous question.")
+    out_of_scope: Literal["base", "refuse"] = Field(
+        default="base", description="Answer out-of-scope questions with the base model, or refuse them."
+    )
+
+    # The service
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
+    max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Largest request body.")
+    max_question_chars: int = Field(default=4000, ge=1, description="Longest question, in characters.")
+    max_batch_questions: int = Field(default=256, ge=1, description="Most questions in one `/route` request.")
+    shutdown_grace_s: int = Field(default=20, ge=0, description="Seconds in which running answers may finish.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @model_validator(mode="after")
+    def _quantize_means_bitsandbytes(self) -> Settings:
+        if self.quantize and self.quantization not in ("none", "bitsandbytes"):
+            raise ValueError(f"QUANTIZE=true means bitsandbytes, but quantization is {self.quantization}; set only one")
+        return self
+
+    @property
+    def effective_quantization(self) -> str:
+        """The quantisation asked for, by either setting."""
+        return "bitsandbytes" if self.quantize else self.quantization
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, environment, `.env`, `hlo.toml`."""
+        return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """Read the settings. `arguments` (None means not given) come before everything else. Raises `SettingsError`."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    _refuse_unknown()
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(
+            f"Setting `{place}`: {first['msg']}; got {first['input']!r}." if first["loc"] else f"{first['msg']}.",
+            remedy="`hlo serve --help` lists what each setting takes.",
+        ) from error
+
+
+def names() -> tuple[str, ...]:
+    """The environment names of all settings, the original design's included."""
+    found = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for spec in Settings.model_fields.values():
+        if isinstance(spec.validation_alias, AliasChoices):
+            found += [str(choice) for choice in spec.validation_alias.choices if str(choice) not in found]
+    return tuple(found)
+
+
+def _refuse_unknown() -> None:
+    """Refuse keys of ours that are not settings: a misspelt key would otherwise be silently ignored."""
+    known = set(names()) | _NOT_SETTINGS
+    ours = [(key, "the environment") for key in os.environ if key.upper().startswith(PREFIX)]
+    if ENV_FILE.is_file():
+        ours += [(key, str(ENV_FILE)) for key in dotenv_values(ENV_FILE) if key.upper().startswith(PREFIX)]
+    for key, place in ours:
+        if key.upper() not in known:
+            raise _unknown(key, place, known)
+    if TOML_FILE.is_file():
+        try:
+            table = tomllib.loads(TOML_FILE.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"`{TOML_FILE}` is not TOML: {error}.", remedy="Mend that line.") from error
+        fields = Settings.model_fields.keys()
+        for key in table:
+            if key not in fields:
+                raise _unknown(key, str(TOML_FILE), fields)
+
+
+def _unknown(key: str, place: str, known: Iterable[str]) -> SettingsError:
+    near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(key.upper(), known, n=1)
+    return SettingsError(
+        f"Unknown setting `{key}` in {place}.",
+        remedy=f"Did you mean `{near[0]}`?" if near else "`hlo serve --help` lists the settings.",
+    )
