@@ -219,9 +219,7 @@ async def load_adapters(found: Catalog, engine: Engine, tokenizer: Tokenizer) ->
             await engine.load(entry.adapter)
             # Of the specialty's own kind of question, so that the adapter has something to say about it.
             example = next((one for part in entry.specialty.examples.values() for one in part), entry.specialty.title)
-            await check_effect(
-                engine, prompting.build(example, entry.specialty.template, tokenizer, entry.adapter)
-            )
+            await check_effect(engine, prompting.build(example, entry.specialty.template, tokenizer, entry.adapter))
         except HLOError as error:
             await engine.check_health()
             await engine.unload(entry.adapter)
@@ -249,4 +247,3 @@ def device(settings: Settings) -> Literal["cpu", "cuda"]:
             remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
         )
     return "cuda" if available and settings.device != "cpu" else "cpu"
-

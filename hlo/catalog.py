@@ -43,7 +43,8 @@ class Catalog(Struct, frozen=True):
             return self.entries[name]
         except KeyError:
             raise UnknownSpecialty(
-                f"No specialty `{name[:64]}` is installed.",
+                # Only what looks like a name is repeated: a client may have put the question here.
+                f"No specialty `{name}` is installed." if _NAME.fullmatch(name) else "No such specialty is installed.",
                 field=field,
                 remedy=f"Installed: {', '.join(self.entries) or 'none'}.",
             ) from None
@@ -75,9 +76,7 @@ def build(
 
 def keep(catalog: Catalog, errors: Mapping[str, HLOError]) -> Catalog:
     """The catalog without the specialties for which an error was found later, each now a refusal."""
-    found = [
-        Refusal(catalog.entries[name].plugin, name, error.message, error.remedy) for name, error in errors.items()
-    ]
+    found = [Refusal(catalog.entries[name].plugin, name, error.message, error.remedy) for name, error in errors.items()]
     kept = {name: entry for name, entry in catalog.entries.items() if name not in errors}
     return Catalog(kept, catalog.refusals + tuple(found))
 
@@ -87,7 +86,9 @@ def check_declaration(specialty: Specialty) -> None:
     try:
         msgspec.json.decode(msgspec.json.encode(specialty, enc_hook=_plain), type=Specialty)
     except (msgspec.ValidationError, TypeError) as error:
-        raise PluginError(f"The specialty is malformed: {error}.", remedy="See `hlo.Specialty` for its fields.") from error
+        raise PluginError(
+            f"The specialty is malformed: {error}.", remedy="See `hlo.Specialty` for its fields."
+        ) from error
     if not _NAME.fullmatch(specialty.name) or specialty.name in _RESERVED:
         raise PluginError(
             f"`{specialty.name[:64]}` can not be a specialty's name.",

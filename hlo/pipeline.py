@@ -69,7 +69,9 @@ class Pipeline:
         self._metrics = metrics
         self._tracing = tracing
 
-    async def ask(self, question: Question, caller: Context | None = None) -> AsyncGenerator[Route | Delta | Answer, None]:
+    async def ask(
+        self, question: Question, caller: Context | None = None
+    ) -> AsyncGenerator[Route | Delta | Answer, None]:
         """Answer a question. `caller` is the trace that it belongs to. Raises any `HLOError`."""
         clock = time.perf_counter()
         route: Route | None = None

@@ -1,4 +1,4 @@
-"""Finds plugins by entry point and asks each what it offers, in isolation: one that fails is refused, the rest serve."""
+"""Finds plugins by entry point and asks each what it offers; one that fails is refused by name, and the rest serve."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def _check_hooks(module: ModuleType, place: str) -> None:
         if not hasattr(value, "hlo_impl"):
             raise PluginError(f"`{place}.{name}` is not marked.", remedy="Put `@hlo.hookimpl` above it.")
         if inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value):
-            raise PluginError(
-                f"`{place}.{name}` is asynchronous.", remedy="Hooks are plain functions: drop `async`."
-            )
+            raise PluginError(f"`{place}.{name}` is asynchronous.", remedy="Hooks are plain functions: drop `async`.")
 
 
 def read_examples(package: str, filename: str = "examples.toml") -> Mapping[str, tuple[str, ...]]:

@@ -182,7 +182,7 @@ class Usage(Struct, frozen=True):
 
 
 class Timings(Struct, frozen=True):
-    """Where one answer's time went, in milliseconds; `first_token_ms` and `total_ms` count from the question's arrival."""
+    """Where one answer's time went, in milliseconds; the last two count from the question's arrival."""
 
     route_ms: float
     first_token_ms: float | None

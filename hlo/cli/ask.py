@@ -20,7 +20,9 @@ from hlo.settings import Settings
 @click.command("ask")
 @click.argument("question")
 @click.option("--specialty", help="Pin a specialty instead of routing.")
-@click.option("--url", envvar="HLO_URL", help="Ask this server, such as http://127.0.0.1:8000; default: start an engine.")
+@click.option(
+    "--url", envvar="HLO_URL", help="Ask this server, such as http://127.0.0.1:8000; default: start an engine."
+)
 @settings_options("model", "adapter_path", "device", "quantize", "log_level")
 def command(question: str, specialty: str | None, url: str | None, **options: Any) -> None:
     """Ask one question and print the answer as it is generated, and who gave it.

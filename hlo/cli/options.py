@@ -39,12 +39,13 @@ def read(options: dict[str, Any]) -> Settings:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
     )
-    for noisy in ("httpx", "sentence_transformers", "huggingface_hub", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if settings.log_level != "debug":
+        for noisy in ("httpx", "huggingface_hub", "sentence_transformers", "transformers", "uvicorn", "vllm"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
     return settings
 
 
-def _click_type(annotation: Any) -> click.ParamType | type:
+def _click_type(annotation: Any) -> Any:
     options = [one for one in get_args(annotation) if one is not type(None)]
     if get_origin(annotation) is Literal:
         return click.Choice([str(one) for one in options])

@@ -50,7 +50,9 @@ async def _route_here(settings: Settings, questions: tuple[str, ...]) -> tuple[R
 
 def _draw(question: str, route: Route) -> None:
     chosen = route.specialty or "no specialty"
-    table = Table(title=f"{question}\n[bold]{route.status}[/]: {chosen}, margin {route.margin:.3f}", title_justify="left")
+    table = Table(
+        title=f"{question}\n[bold]{route.status}[/]: {chosen}, margin {route.margin:.3f}", title_justify="left"
+    )
     table.add_column("specialty")
     table.add_column("score", justify="right")
     table.add_column("")

@@ -1,4 +1,4 @@
-"""Shows that an adapter changes what the model says. An engine can accept one that does nothing, and serve base output."""
+"""Shows that an adapter changes what the model says: an engine can accept one that does nothing, and serve the base."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import re
 import secrets
 from typing import Protocol
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hlo.errors import PluginError, PromptTooLong
@@ -87,7 +87,7 @@ def _render(template: str, question: str) -> str:
         return _compile(template).render(question=question)
     except TemplateError as error:
         # The message of a Jinja error speaks of the template, never of the values given to it.
-        place = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
+        place = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
         raise PluginError(
             f"The template can not be rendered{place}: {error.message or type(error).__name__}.",
             remedy="A template is Jinja over `question`; no other name exists in it.",

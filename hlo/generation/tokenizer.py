@@ -54,7 +54,7 @@ class ChatTokenizer:
         """
         # With a chat template, the template writes the begin-of-sequence token; without, the tokenizer does.
         add_special = not self._tokenizer.chat_template
-        whole = self._tokenizer(text, add_special_tokens=add_special, return_offsets_mapping=True)
+        whole = self._tokenizer(text, add_special_tokens=add_special, return_offsets_mapping=True, verbose=False)
         forged = any(
             number in self._special and any(start < end and start < stop and end > begin for begin, stop in untrusted)
             for number, (start, end) in zip(whole["input_ids"], whole["offset_mapping"], strict=True)
@@ -71,8 +71,10 @@ class ChatTokenizer:
 
     def encode_raw(self, text: str) -> tuple[int, ...]:
         """Token ids as the tokenizer gives them by default, special tokens and all."""
-        return tuple(self._tokenizer(text)["input_ids"])
+        return tuple(self._tokenizer(text, verbose=False)["input_ids"])
 
     def _plain(self, text: str, *, split: bool) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)[
+            "input_ids"
+        ]
         return ids

@@ -293,6 +293,7 @@ def _construct(options: VllmOptions) -> Any:
         }
     arguments: dict[str, Any] = {
         "model": str(options.model),
+        "served_model_name": options.name,
         "dtype": options.dtype,
         "quantization": None if options.quantization == "none" else options.quantization,
         "max_model_len": options.max_model_len,

@@ -27,7 +27,7 @@ class _Job(Struct, frozen=True, eq=False):
 
 
 class BatchingEncoder:
-    """An encoder for coroutines. One worker thread; at most `max_batch` questions at a time, unless one job has more."""
+    """An encoder for coroutines: one worker thread, `max_batch` questions at a time (more only if one job has more)."""
 
     def __init__(self, encoder: Encoder, max_batch: int) -> None:
         self.encoder = encoder

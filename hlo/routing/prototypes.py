@@ -41,7 +41,8 @@ def prototype(specialty: Specialty, encoder: Encoder) -> NDArray[np.float32]:
     ]
     if not parts:
         raise PluginError(
-            f"`{specialty.name}` has no routing examples.", remedy="Give `examples` or `embeddings`, or no question goes there."
+            f"`{specialty.name}` has no routing examples.",
+            remedy="Give `examples` or `embeddings`, or no question goes there.",
         )
     return _unit(np.mean([_unit(part.mean(axis=0)) for part in parts], axis=0))
 

@@ -29,6 +29,8 @@ def create_app(service: Service) -> Litestar:
         exception_handlers={
             HLOError: problems.from_hlo,
             HTTPException: problems.from_http,
+            UnicodeDecodeError: problems.from_decoder,
+            RecursionError: problems.from_decoder,
             Exception: problems.from_bug,
         },
         before_send=[count],

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems. The only place where status codes are chosen; no stack trace and no question leaves it."""
+"""Errors as RFC 9457 problems. The only place that chooses status codes; no stack trace and no question leaves it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (PluginError, 500, "plugin-error", "Plugin error"),
     (HLOError, 500, "error", "Error"),
 )
-_RETRY_AFTER_S = {NotReady: 5, Overloaded: 2}
+_NO_BODY = "'data'"  # what Litestar says of a missing body: a KeyError's text
+_RETRY_AFTER_S: dict[type[HLOError], int] = {NotReady: 5, Overloaded: 2}
 
 
 def problem(error: HLOError) -> Problem:
@@ -89,16 +90,17 @@ def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes
     field, detail = None, error.detail
     remedy = "`/schema` describes every route and its body."
     if isinstance(error, ValidationException) and isinstance(error.extra, list) and error.extra:
-        first = error.extra[0]
-        key = str(first.get("key", "")) if isinstance(first, dict) else ""
-        field = f"$.{key}" if key and key != "data" else "$"
-        detail = str(first.get("message", detail)) if isinstance(first, dict) else detail
+        first: dict[str, Any] = error.extra[0]
+        key = first.get("key", "data")
+        field = "$" if key == "data" else f"$.{key}"
+        detail = first.get("message", detail)
     elif error.status_code == 413:
-        detail, remedy = "The request's body is larger than this server takes.", "Shorten it, or raise HLO_MAX_BODY_BYTES."
+        detail = "The request's body is larger than this server takes."
+        remedy = "Shorten it, or raise HLO_MAX_BODY_BYTES."
     elif error.status_code == 400:
-        # A body that is no JSON; the decoder's message gives the place, never the words.
-        detail = detail if detail.startswith(("JSON", "Input data")) else "The request's body is not the JSON that was wanted."
         field = "$"
+    if detail == _NO_BODY:
+        detail = "The request has no body; a JSON object was wanted."
     slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
     found = Problem(
         type=f"urn:hlo:problem:{slug.get(error.status_code, 'http')}",
@@ -109,6 +111,21 @@ def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes
         remedy=remedy,
     )
     return _respond(found, dict(error.headers or {}))
+
+
+def from_decoder(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Answer with what the JSON decoder raises beside its own errors: text that is no UTF-8, or nested too deep."""
+    detail = "is nested too deep" if isinstance(error, RecursionError) else "is not UTF-8"
+    return _respond(
+        Problem(
+            type="urn:hlo:problem:invalid-request",
+            title="Invalid request",
+            status=400,
+            detail=f"The request's body {detail}.",
+            field="$",
+            remedy="Send JSON in UTF-8; `/schema` describes every route and its body.",
+        )
+    )
 
 
 def from_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
@@ -133,8 +150,4 @@ def _respond(found: Problem, headers: dict[str, str] | None = None) -> Response[
     headers = headers or {}
     if found.retry_after is not None:
         headers["retry-after"] = str(found.retry_after)
-    return Response(
-        msgspec.json.encode(found), status_code=found.status, media_type=MEDIA_TYPE, headers=headers
-    )
-
-
+    return Response(msgspec.json.encode(found), status_code=found.status, media_type=MEDIA_TYPE, headers=headers)

@@ -168,7 +168,9 @@ async def _ask_events(
             yield _event("problem", problem(error))
 
 
-async def _generate_events(first: Delta | Usage, rest: AsyncGenerator[Delta | Usage, None]) -> AsyncGenerator[bytes, None]:
+async def _generate_events(
+    first: Delta | Usage, rest: AsyncGenerator[Delta | Usage, None]
+) -> AsyncGenerator[bytes, None]:
     async with aclosing(rest):
         yield _event("delta", DeltaView(first.text if isinstance(first, Delta) else ""))
         try:

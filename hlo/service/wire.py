@@ -13,7 +13,7 @@ from hlo.records import AdapterVersion, Answer, FinishReason, Refusal, Route, Sa
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 20, description="Most tokens to generate.")]
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="Probability mass to sample from.")]
-Seed = Annotated[int, Meta(ge=0, lt=1 << 63, description="Makes sampling repeatable.")]
+Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="Makes sampling repeatable.")]
 Stop = Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=16)]
 
 

@@ -34,12 +34,18 @@ class Metrics:
         )
         self._routing = Histogram("hlo_routing_seconds", "Time to route.", buckets=_FAST, registry=self._registry)
         self._first = Histogram(
-            "hlo_first_token_seconds", "Time to the first token.", ("specialty",), buckets=_SLOW, registry=self._registry
+            "hlo_first_token_seconds",
+            "Time to the first token.",
+            ("specialty",),
+            buckets=_SLOW,
+            registry=self._registry,
         )
         self._total = Histogram(
             "hlo_answer_seconds", "Time to the whole answer.", ("specialty",), buckets=_SLOW, registry=self._registry
         )
-        self._tokens = Counter("hlo_tokens", "Tokens by specialty.", ("specialty", "direction"), registry=self._registry)
+        self._tokens = Counter(
+            "hlo_tokens", "Tokens by specialty.", ("specialty", "direction"), registry=self._registry
+        )
         self._running = Gauge("hlo_questions_running", "Questions being answered now.", registry=self._registry)
         self._served = Gauge("hlo_specialties", "Specialties by state.", ("state",), registry=self._registry)
         self._responses = Counter("hlo_http_responses", "HTTP responses.", ("path", "status"), registry=self._registry)

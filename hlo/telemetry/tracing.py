@@ -55,9 +55,7 @@ class Tracing:
         return cls(provider.get_tracer("hlo", version), provider.shutdown)
 
     @contextmanager
-    def span(
-        self, name: str, parent: Context, *, kind: SpanKind = SpanKind.INTERNAL
-    ) -> Iterator[Span]:
+    def span(self, name: str, parent: Context, *, kind: SpanKind = SpanKind.INTERNAL) -> Iterator[Span]:
         """A span that ends with the block; an error marks it with the error's type, not its text."""
         span = self._tracer.start_span(name, context=parent, kind=kind, record_exception=False)
         try:
@@ -88,4 +86,3 @@ def trace_id(span: Span) -> str:
     """The trace's id in hexadecimal; a fresh one where nobody traces, so that an answer can always be referred to."""
     context = span.get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else secrets.token_hex(16)
-
