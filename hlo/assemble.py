@@ -144,7 +144,7 @@ def load_encoder(settings: Settings) -> Encoder:
     """The sentence encoder. Raises `EncoderError`."""
     from hlo.routing.sentence_encoder import SentenceEncoder
 
-    return SentenceEncoder.load(settings.encoder)
+    return SentenceEncoder.load(settings.encoder, settings.encoder_threads)
 
 
 def load_tokenizer(model: BaseModel) -> Tokenizer:

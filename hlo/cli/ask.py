@@ -13,6 +13,7 @@ from rich.console import Console
 
 from hlo.cli.options import read, settings_options
 from hlo.cli.remote import connection
+from hlo.errors import HLOError
 from hlo.records import Answer, Delta, Question, Route
 from hlo.settings import Settings
 
@@ -30,7 +31,7 @@ def command(question: str, specialty: str | None, url: str | None, **options: An
     Without --url this starts an engine in process, which takes half a minute; a server answers at once.
     """
     if url:
-        _ask_server(url, question, specialty)
+        ask_server(url, question, specialty)
     else:
         options["log_level"] = options["log_level"] or "warning"
         asyncio.run(_ask_engine(read(options), Question(question, specialty)))
@@ -56,7 +57,8 @@ async def _ask_engine(settings: Settings, question: Question) -> None:
         await runtime.close()
 
 
-def _ask_server(url: str, question: str, specialty: str | None) -> None:
+def ask_server(url: str, question: str, specialty: str | None) -> None:
+    """Ask a server, printing the route, then the answer as it comes, then who gave it. Raises `HLOError`."""
     body = {"question": question, "stream": True} | ({"specialty": specialty} if specialty else {})
     with connection(url) as server, server.post_stream("/ask", body) as lines:
         for name, data in _events(lines):
@@ -70,7 +72,7 @@ def _ask_server(url: str, question: str, specialty: str | None) -> None:
                 shown = f"{adapter['name']} {adapter['sha256'][:12]}" if adapter else "none"
                 _print_end(shown, data["model"], data["usage"]["completion_tokens"], data["timings"]["total_ms"])
             elif name == "problem":
-                raise click.ClickException(f"{data['detail']} {data.get('remedy', '')}")
+                raise HLOError(data["detail"], remedy=data.get("remedy", ""))
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ _COMMANDS = {
     "ask": "Ask one question, of a server or of an engine started for it.",
     "route": "Show where questions would go, without answering them.",
     "plugins": "What is installed, and what was refused and why.",
+    "demo": "Start a server, ask it four questions, and keep serving.",
     "doctor": "Examine this machine and these settings; help with memory, adapters and speed.",
 }
 

@@ -19,13 +19,15 @@ _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model*", "*.txt"]
 class BaseModel(Struct, frozen=True):
     """The base model on disk. `name` is the last part of how it was asked for; adapters name their base by it.
 
-    `linears` maps the name of each linear layer that an adapter may touch to its weight's shape, (out, in).
+    `linears` maps the name of each linear layer that an adapter may touch to its weight's shape, (out, in);
+    `parameters` counts all of the model's values.
     """
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     linears: Mapping[str, tuple[int, int]]
+    parameters: int
     embedded: bool
 
 
@@ -52,11 +54,13 @@ def find(reference: str, revision: str | None = None, *, name: str | None = None
     else:
         folder = _fetch(reference, revision)
     config = _read_config(folder)
+    linears, parameters = _shapes(folder)
     return BaseModel(
         name=name or (Path(reference).name if reference else EMBEDDED_NAME),
         folder=folder,
         config=config,
-        linears=_linears(folder),
+        linears=linears,
+        parameters=parameters,
         embedded=not reference,
     )
 
@@ -101,8 +105,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _linears(folder: Path) -> dict[str, tuple[int, int]]:
-    """Build the model without memory (torch's meta device) and list its decoder blocks' linear layers.
+def _shapes(folder: Path) -> tuple[dict[str, tuple[int, int]], int]:
+    """Build the model without memory (torch's meta device); list its decoder blocks' linear layers, count its values.
 
     The output head is left out: HLO takes adapters on decoder blocks only.
     """
@@ -120,8 +124,9 @@ def _linears(folder: Path) -> dict[str, tuple[int, int]]:
             remedy="Upgrade transformers, or choose another model.",
         ) from error
     head = model.get_output_embeddings()
-    return {
+    linears = {
         name: (module.out_features, module.in_features)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
+    return linears, sum(parameter.numel() for parameter in model.parameters())

