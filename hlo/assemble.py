@@ -117,10 +117,15 @@ def find_model(settings: Settings) -> BaseModel:
 
 
 def search_path(settings: Settings, model: BaseModel) -> tuple[Path, ...]:
-    """The folders in which adapters are looked up by name, in order."""
+    """The folders in which adapters are looked up by name, in order.
+
+    The embedded adapters fit the embedded model alone, and an operator who names a folder means that folder.
+    """
     own = settings.adapter_path.expanduser().absolute()
     embedded = base_model.embedded_root() / "adapters"
-    return (own, embedded) if model.embedded and embedded != own else (own,)
+    if not model.embedded or "adapter_path" in settings.model_fields_set or embedded == own:
+        return (own,)
+    return (own, embedded)
 
 
 def collect(settings: Settings, model: BaseModel) -> Catalog:

@@ -105,7 +105,14 @@ class VllmEngine:
         _prepare_environment(options)
         _check_quantization(options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
-        await asyncio.to_thread(lambda: made.append(_construct(options)))
+        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(_construct(options))))
+        try:
+            await asyncio.shield(building)
+        except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
+            await asyncio.gather(building, return_exceptions=True)
+            for llm in made:
+                llm.shutdown(0)
+            raise
         engine = cls(made.pop(), options)
         if options.null is not None:
             await engine.load(options.null)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 
 import uvicorn
@@ -25,6 +26,14 @@ async def serve(settings: Settings, start: Start) -> None:
         server_header=False,
     )
     server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # uvicorn handles these itself, and once it has shut down raises them again for whoever came before it;
+        # a server that did what it was told exits with 0.
+        signal.signal(number, stop)
 
     async def stop_on_failure() -> None:
         await service.stopped.wait()

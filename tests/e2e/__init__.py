@@ -1,0 +1,1 @@
+"""Tests against the real thing: server process, vLLM, embedded model, encoder."""

@@ -1,0 +1,99 @@
+"""A real server process for the tests: started, waited for, stopped, and checked for what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from msgspec import Struct
+
+START_LIMIT_S = 300
+STOP_LIMIT_S = 90
+
+
+class Server(Struct, frozen=True):
+    """A running server: its address, its process, and the file that has all it wrote."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def client(self) -> httpx.Client:
+        """A client for it."""
+        return httpx.Client(base_url=self.url, timeout=120)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """Send one request."""
+        with self.client() as client:
+            return client.post(path, json=body)
+
+    def metric(self, line: str) -> float:
+        """The value of one line of `/metrics`, 0 when it is not there."""
+        with self.client() as client:
+            for found in client.get("/metrics").text.splitlines():
+                if found.startswith(line + " "):
+                    return float(found.rpartition(" ")[2])
+        return 0.0
+
+    def wait_for(self, line: str, value: float) -> None:
+        """Wait until a metric has a value."""
+        deadline = time.monotonic() + 30
+        while (found := self.metric(line)) != value:
+            assert time.monotonic() < deadline, f"{line} stayed at {found}, not {value}"
+            time.sleep(0.1)
+
+
+@contextmanager
+def running(folder: Path, **environment: str) -> Iterator[Server]:
+    """Start a server with its files in `folder`, and stop it. It must leave no process and print no traceback."""
+    log = folder / "server.log"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hlo", "serve", "--port", "0"],
+            cwd=folder,
+            env=clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield Server(_wait_ready(process, log), process, log)
+        if process.poll() is None:
+            stop(process, signal.SIGTERM)
+        assert "Traceback" not in log.read_text(errors="replace"), log.read_text(errors="replace")[-4000:]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """Tell a server to stop; it must exit with 0 and take its children along."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(how)
+    assert process.wait(STOP_LIMIT_S) == 0
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, f"left behind: {alive}"
+
+
+def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        text = log.read_text(errors="replace")
+        assert process.poll() is None, f"the server stopped:\n{text[-4000:]}"
+        if "listening on " in text:
+            url = text.split("listening on ", 1)[1].split("\n", 1)[0]
+            if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
+                return url
+        time.sleep(0.5)
+    raise AssertionError(f"the server was not ready in {START_LIMIT_S} s:\n{log.read_text(errors='replace')[-4000:]}")
