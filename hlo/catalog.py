@@ -85,7 +85,7 @@ def check_declaration(specialty: Specialty) -> None:
     """Raise `PluginError` when a specialty declares nonsense: wrong types, a bad name, sampling out of range."""
     try:
         msgspec.json.decode(msgspec.json.encode(specialty, enc_hook=_plain), type=Specialty)
-    except (msgspec.ValidationError, TypeError) as error:
+    except Exception as error:  # a stranger's values can make encoding raise anything
         raise PluginError(
             f"The specialty is malformed: {error}.", remedy="See `hlo.Specialty` for its fields."
         ) from error
@@ -104,6 +104,8 @@ def _check_sampling(name: str, sampling: Sampling) -> None:
         ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
         ("temperature", 0 <= sampling.temperature <= 2, "from 0 to 2"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("seed", sampling.seed is None or 0 <= sampling.seed < 1 << 63, "from 0 to 2**63 - 1"),
+        ("stop", all(sampling.stop), "without empty strings"),
         ("repetition_penalty", 0 < sampling.repetition_penalty <= 2, "above 0 and at most 2"),
     )
     for field, holds, wanted in rules:

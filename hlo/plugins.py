@@ -52,6 +52,11 @@ def _ask(manager: pluggy.PluginManager, point: EntryPoint) -> Offer:
             f"Importing `{point.value}` failed: {type(error).__name__}: {error}",
             remedy=f"Reinstall or upgrade `{owner}`, or ask its author.",
         ) from error
+    if not isinstance(module, ModuleType):
+        raise PluginError(
+            f"`{point.value}` is no module but a {type(module).__name__}.",
+            remedy="Let the entry point name the module that holds the hooks.",
+        )
     _check_hooks(module, point.value)
     try:
         manager.register(module, name=point.name)
@@ -59,6 +64,11 @@ def _ask(manager: pluggy.PluginManager, point: EntryPoint) -> Offer:
         raise PluginError(
             f"A hook of `{point.value}` does not fit its specification: {error}",
             remedy="Give the hook the arguments that `hlo.hookspecs` names.",
+        ) from error
+    except ValueError as error:
+        raise PluginError(
+            f"`{point.value}` is registered already, under another entry point.",
+            remedy=f"Remove the entry point `{point.name}` of `{owner}`.",
         ) from error
     impls = [i for i in manager.hook.hlo_specialties.get_hookimpls() if i.plugin_name == point.name]
     offered = _call(impls[0]) if impls else ()
@@ -112,7 +122,7 @@ def read_examples(package: str, filename: str = "examples.toml") -> Mapping[str,
             table = tomllib.load(file)
     except (FileNotFoundError, ModuleNotFoundError) as error:
         raise PluginError(f"`{package}` holds no file `{filename}`.", remedy="Add it to the package's data.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PluginError(f"`{filename}` in `{package}` is not TOML: {error}.", remedy="Mend that line.") from error
     for part, questions in table.items():
         if not isinstance(questions, list) or not all(isinstance(one, str) for one in questions):

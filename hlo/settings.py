@@ -152,7 +152,10 @@ def _refuse_unknown() -> None:
     known = set(names()) | _NOT_SETTINGS
     ours = [(key, "the environment") for key in os.environ if key.upper().startswith(PREFIX)]
     if ENV_FILE.is_file():
-        ours += [(key, str(ENV_FILE)) for key in dotenv_values(ENV_FILE) if key.upper().startswith(PREFIX)]
+        try:
+            ours += [(key, str(ENV_FILE)) for key in dotenv_values(ENV_FILE) if key.upper().startswith(PREFIX)]
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"`{ENV_FILE}` is not UTF-8: {error}.", remedy="Save it in UTF-8.") from error
     for key, place in ours:
         if key.upper() not in known:
             raise _unknown(key, place, known)

@@ -71,8 +71,10 @@ def ask_server(url: str, question: str, specialty: str | None) -> None:
                 adapter = data["adapter"]
                 shown = f"{adapter['name']} {adapter['sha256'][:12]}" if adapter else "none"
                 _print_end(shown, data["model"], data["usage"]["completion_tokens"], data["timings"]["total_ms"])
+                return
             elif name == "problem":
                 raise HLOError(data["detail"], remedy=data.get("remedy", ""))
+    raise HLOError("The server ended its stream without an answer.", remedy="See its log.")
 
 
 def _events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hlo.cli.options import read, settings_options
 from hlo.errors import HLOError
@@ -205,6 +206,7 @@ def _version(distribution: str) -> str | None:
 def _draw(findings: list[Finding]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1))
     for one in findings:
-        remedy = f"\n[dim]{one.remedy}[/]" if one.remedy else ""
-        table.add_row(f"[{_STYLE[one.state]}]{one.state}[/]", one.topic, f"{one.text}{remedy}")
+        # Not markup: texts hold brackets, such as those of `hlo[gpu]`.
+        told = Text.assemble(one.text, (f"\n{one.remedy}" if one.remedy else "", "dim"))
+        table.add_row(Text(one.state, _STYLE[one.state]), one.topic, told)
     Console().print(table)

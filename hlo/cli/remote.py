@@ -21,7 +21,12 @@ class Server:
         """Send `body`; return what came back, decoded. Raises `HLOError` with the server's problem."""
         response = self._client.post(path, json=body)
         _raise_problem(response)
-        return response.json()
+        try:
+            return response.json()
+        except ValueError as error:
+            raise HLOError(
+                f"{response.url} does not answer like HLO.", remedy="Check --url, or upgrade the server."
+            ) from error
 
     @contextmanager
     def post_stream(self, path: str, body: dict[str, Any]) -> Iterator[Iterator[str]]:

@@ -9,9 +9,11 @@ import click
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hlo.cli.options import read, settings_options
 from hlo.cli.remote import connection
+from hlo.errors import HLOError
 from hlo.records import Route
 from hlo.settings import Settings
 
@@ -25,8 +27,13 @@ def command(questions: tuple[str, ...], url: str | None, as_json: bool, **option
     """Show where QUESTIONS would go and how close the other specialties came. Needs no engine."""
     if url:
         with connection(url) as server:
-            found = server.post("/route", {"question": list(questions)})["routes"]
-        routes = msgspec.convert(found, tuple[Route, ...])
+            found = server.post("/route", {"question": list(questions)})
+        try:
+            routes = msgspec.convert(found["routes"], tuple[Route, ...])
+        except (KeyError, TypeError, msgspec.ValidationError) as error:
+            raise HLOError(f"{url} does not answer like HLO.", remedy="Check --url, or upgrade the server.") from error
+        if len(routes) != len(questions):
+            raise HLOError(f"{url} does not answer like HLO.", remedy="Check --url, or upgrade the server.")
     else:
         options["log_level"] = options["log_level"] or "warning"
         routes = asyncio.run(_route_here(read(options), questions))
@@ -50,9 +57,9 @@ async def _route_here(settings: Settings, questions: tuple[str, ...]) -> tuple[R
 
 def _draw(question: str, route: Route) -> None:
     chosen = route.specialty or "no specialty"
-    table = Table(
-        title=f"{question}\n[bold]{route.status}[/]: {chosen}, margin {route.margin:.3f}", title_justify="left"
-    )
+    # Not markup: a question may hold brackets.
+    title = Text.assemble(question, "\n", (route.status, "bold"), f": {chosen}, margin {route.margin:.3f}")
+    table = Table(title=title, title_justify="left")
     table.add_column("specialty")
     table.add_column("score", justify="right")
     table.add_column("")

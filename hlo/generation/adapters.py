@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,7 @@ def locate(adapter: Adapter, search: tuple[Path, ...]) -> Path:
     """
     reference = adapter.reference
     if adapter.package is not None:
-        root = Path(str(resources.files(adapter.package))).resolve()
-        tried = [_inside(root, reference)]
+        tried = [_inside(_package(adapter.package), reference)]
     elif "://" in reference:
         raise AdapterError(
             f"Adapter reference `{reference}` is a URL.",
@@ -67,8 +67,11 @@ def locate(adapter: Adapter, search: tuple[Path, ...]) -> Path:
             remedy="A name has letters, digits, `.`, `_` and `-`; for a folder in your package, give `package` too.",
         )
     for folder in tried:
-        if folder.is_dir():
-            return folder
+        try:
+            if folder.is_dir():
+                return folder
+        except OSError:  # a name that is too long, or a folder that can not be entered
+            continue
     places = ", ".join(f"`{folder}`" for folder in tried)
     raise AdapterError(
         f"Adapter `{reference}` was not found; looked in {places}.",
@@ -137,9 +140,25 @@ def content_hash(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _package(name: str) -> Path:
+    """The folder of an installed package."""
+    try:
+        return Path(str(resources.files(name))).resolve()
+    except Exception as error:  # this imports the package, and a stranger's import can raise anything
+        raise AdapterError(
+            f"The package `{name}` can not be found: {type(error).__name__}: {error}",
+            remedy="Give `package` the name of the package that holds the adapter, such as `__name__`.",
+        ) from error
+
+
 def _inside(root: Path, name: str) -> Path:
     """`root / name`, refusing to leave `root`, by `..` or by a symbolic link."""
-    folder = (root / name).resolve()
+    try:
+        folder = (root / name).resolve()
+    except (OSError, ValueError) as error:
+        raise AdapterError(
+            f"Adapter reference `{name}` is no name of a folder: {error}", remedy="Mend the reference."
+        ) from error
     if not folder.is_relative_to(root):
         raise AdapterError(
             f"Adapter reference `{name}` leads out of `{root}`.", remedy="Keep the adapter inside that folder."
@@ -168,8 +187,13 @@ def _keep(folder: Path, store: Path) -> tuple[Path, str]:
             if _intact(kept, sha256):
                 return kept, sha256
             shutil.rmtree(kept)
-        os.rename(incoming, kept)
-        os.mkdir(incoming)  # so that the context manager finds what it made
+        try:
+            os.rename(incoming, kept)
+        except OSError:
+            if not _intact(kept, sha256):
+                raise
+        else:
+            os.mkdir(incoming)  # so that the context manager finds what it made
     return kept, sha256
 
 
@@ -184,7 +208,7 @@ def _read_config(copy: Path, folder: Path) -> dict[str, Any]:
     """Read and check adapter_config.json; `folder` is the place that the message names."""
     try:
         config = json.loads((copy / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"`{folder}/{CONFIG}` is not JSON: {error}", remedy="Save the adapter again.") from error
     place = f"`{folder}/{CONFIG}`"
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
@@ -192,8 +216,15 @@ def _read_config(copy: Path, folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{place} describes no LoRA: peft_type is {kind!r}.", remedy="HLO serves LoRA adapters.")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise AdapterError(f"{place}: `r` must be a positive integer, not {config.get('r')!r}.", remedy="Save again.")
-    if type(config.get("lora_alpha")) not in (int, float):
+    if type(config.get("lora_alpha")) not in (int, float) or not math.isfinite(config["lora_alpha"]):
         raise AdapterError(f"{place}: `lora_alpha` must be a number.", remedy="Save the adapter again.")
+    if not isinstance(config.get("base_model_name_or_path") or "", str):
+        raise AdapterError(f"{place}: `base_model_name_or_path` must be a string.", remedy="Save the adapter again.")
+    ranks, targets = config.get("rank_pattern") or {}, config.get("target_modules")
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
+        raise AdapterError(f"{place}: `rank_pattern` must map patterns to ranks.", remedy="Save the adapter again.")
+    _check_patterns(place, "rank_pattern", ranks)
+    _check_patterns(place, "target_modules", [targets] if isinstance(targets, str) else [])
     used = [name for name in _UNSUPPORTED if config.get(name)]
     if config.get("bias", "none") != "none":
         used.append("bias")
@@ -206,6 +237,16 @@ def _read_config(copy: Path, folder: Path) -> dict[str, Any]:
             remedy="Convert it to a plain LoRA with PEFT, or train one.",
         )
     return config
+
+
+def _check_patterns(place: str, key: str, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise AdapterError(
+                f"{place}: `{key}` holds `{pattern}`, which is no pattern: {error}.", remedy="Save the adapter again."
+            ) from error
 
 
 def _check_tensors(
@@ -226,7 +267,10 @@ def _check_tensors(
                         f"{place}: tensor `{key}` is no LoRA matrix of a linear layer.",
                         remedy="Save the adapter with PEFT; embeddings and output heads can not be adapted.",
                     )
-                pairs.setdefault(match["module"], {})[match["side"]] = file.get_tensor(key)
+                pair = pairs.setdefault(match["module"], {})
+                if match["side"] in pair:
+                    raise AdapterError(f"{place} holds `{key}` twice, under two names.", remedy="Save it again.")
+                pair[match["side"]] = file.get_tensor(key)
     except SafetensorError as error:
         raise AdapterError(f"{place} is damaged: {error}", remedy="Fetch or save it again.") from error
     if not pairs:
@@ -253,6 +297,11 @@ def _check_tensors(
                     f"{place}: `{module}.lora_{side}` has shape {tuple(pair[side].shape)}; "
                     f"rank {rank} on this base model wants {wanted}.",
                     remedy="Use the adapter with the base model that it was trained on.",
+                )
+            if pair[side].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+                raise AdapterError(
+                    f"{place}: `{module}.lora_{side}` is of {pair[side].dtype}.",
+                    remedy="Save it in float32, bfloat16 or float16.",
                 )
             if not torch.isfinite(pair[side]).all():
                 raise AdapterError(

@@ -22,7 +22,7 @@ Span = tuple[int, int]
 
 _PROBE = "1123581321"  # digits: filters on case leave them as they are
 # A dynamic value in a rendered template stands between these; the nonce can not be guessed by who writes a question.
-_NONCE = secrets.token_hex(8)
+_NONCE = f"{secrets.randbelow(10**20):020}"  # digits: filters on case leave them as they are
 _START, _END = f"\ue000{_NONCE}\ue001", f"\ue002{_NONCE}\ue003"
 _MARKED = re.compile(f"{_START}(.*?){_END}", re.DOTALL)
 
@@ -45,7 +45,7 @@ def build(question: str, template: str, tokenizer: Tokenizer, adapter: AdapterVe
 
     Raises `PluginError` when the template can not be rendered.
     """
-    text, spans = _unmark(tokenizer.chat(_render(template, question)))
+    text, spans = _unmark(tokenizer.chat(_render(template, question.strip())))
     return Prompt(tokenizer.encode(text, spans), adapter)
 
 
@@ -78,6 +78,8 @@ def fit(prompt: Prompt, sampling: Sampling, max_model_len: int, *, field: str) -
 def check_template(template: str) -> None:
     """Raise `PluginError` unless `template` renders and contains the question."""
     text, spans = _unmark(_render(template, _PROBE))
+    if _NONCE in text:
+        raise PluginError("The template cuts the question's marks.", remedy="Apply filters to `question` itself.")
     if not any(_PROBE in text[start:end] for start, end in spans):
         raise PluginError("The template leaves the question out.", remedy="Put `{{ question }}` into it.")
 
@@ -85,11 +87,12 @@ def check_template(template: str) -> None:
 def _render(template: str, question: str) -> str:
     try:
         return _compile(template).render(question=question)
-    except TemplateError as error:
-        # The message of a Jinja error speaks of the template, never of the values given to it.
+    except Exception as error:  # Jinja's own errors, and whatever the template's expressions raise
+        # The message of a Jinja error speaks of the template, never of the values given to it; others are not repeated.
+        said = error.message if isinstance(error, TemplateError) and error.message else type(error).__name__
         place = f" (line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
         raise PluginError(
-            f"The template can not be rendered{place}: {error.message or type(error).__name__}.",
+            f"The template can not be rendered{place}: {said}.",
             remedy="A template is Jinja over `question`; no other name exists in it.",
         ) from error
 
@@ -100,7 +103,8 @@ def _compile(template: str) -> Template:
 
 
 def _mark(value: object) -> str:
-    return f"{_START}{value}{_END}"
+    # What a template captured before (`set`, `macro`) is marked already; its marks give way to the new ones.
+    return f"{_START}{str(value).replace(_START, '').replace(_END, '')}{_END}"
 
 
 def _unmark(marked: str) -> tuple[str, tuple[Span, ...]]:

@@ -71,7 +71,13 @@ def _given(specialty: Specialty, encoder: Encoder) -> list[NDArray[np.float32]]:
         )
     parts = []
     for name, rows in specialty.embeddings.parts.items():
-        part = np.asarray(rows, dtype=np.float32)
+        try:
+            part = np.asarray(rows, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                f"The embeddings `{name}` of `{specialty.name}` are no table of numbers: {error}",
+                remedy="Save the encoder's vectors as they are.",
+            ) from error
         if part.ndim != 2 or part.shape[0] == 0 or part.shape[1] != encoder.dimension or not np.isfinite(part).all():
             raise PluginError(
                 f"The embeddings `{name}` of `{specialty.name}` have shape {part.shape}; "

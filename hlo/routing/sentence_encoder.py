@@ -48,7 +48,7 @@ class SentenceEncoder:
         torch.set_num_threads(threads)
         try:
             model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # a damaged file can make the libraries raise anything
             raise EncoderError(
                 f"`{folder}` holds no sentence encoder: {error}",
                 remedy="Set HLO_ENCODER to a sentence-transformers model.",

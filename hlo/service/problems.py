@@ -129,20 +129,23 @@ def from_decoder(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]
 
 
 def from_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Answer with an error that nobody foresaw: its type and place go to the log, its text nowhere."""
+    """Answer with an error that nobody foresaw."""
+    return _respond(unforeseen(error, str(request.scope.get("path_template", "?"))))
+
+
+def unforeseen(error: Exception, path: str) -> Problem:
+    """The problem that tells of an error that nobody foresaw: its type and place go to the log, its text nowhere."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame else "unknown"
-    logger.error("unforeseen %s at %s, in %s", type(error).__name__, place, request.scope.get("path_template", "?"))
-    return _respond(
-        Problem(
-            type="urn:hlo:problem:internal-error",
-            title="Internal error",
-            status=500,
-            detail="Something failed that should not have.",
-            remedy="Ask again; if it comes back, report it with the server's log.",
-        )
+    logger.error("unforeseen %s at %s, in %s", type(error).__name__, place, path)
+    return Problem(
+        type="urn:hlo:problem:internal-error",
+        title="Internal error",
+        status=500,
+        detail="Something failed that should not have.",
+        remedy="Ask again; if it comes back, report it with the server's log.",
     )
 
 

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.background_tasks import BackgroundTask
+from litestar.di import NamedDependency
 from litestar.exceptions import ClientException
+from litestar.params import JSONBody
 from litestar.response import Stream
 
 from hlo.errors import EngineError, HLOError, InvalidRequest
 from hlo.records import Answer, Delta, FinishReason, Question, Route, Usage
-from hlo.service.problems import problem
+from hlo.service.problems import problem, unforeseen
 from hlo.service.state import Service
 from hlo.service.wire import (
     AdapterView,
@@ -39,7 +41,7 @@ _Request = Request[Any, Any, Any]
 
 
 @post("/ask", status_code=200, summary="Ask a question; the right specialist answers.")
-async def ask(data: AskRequest, request: _Request, service: Service) -> Response[Any]:
+async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDependency[Service]) -> Response[Any]:
     """Route the question, generate with that specialty's adapter, and say which one it was and why.
 
     With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
@@ -53,7 +55,7 @@ async def ask(data: AskRequest, request: _Request, service: Service) -> Response
 
 
 @post("/route", status_code=200, summary="Route questions without answering them.")
-async def route(data: RouteRequest, service: Service) -> Response[Any]:
+async def route(data: JSONBody[RouteRequest], service: NamedDependency[Service]) -> Response[Any]:
     """One question gives its route; a list gives `routes`, in order."""
     questions = [data.question] if isinstance(data.question, str) else data.question
     if len(questions) > service.settings.max_batch_questions:
@@ -67,7 +69,9 @@ async def route(data: RouteRequest, service: Service) -> Response[Any]:
 
 
 @post("/generate", status_code=200, summary="Continue a raw prompt with a named adapter.")
-async def generate(data: GenerateRequest, request: _Request, service: Service) -> Response[Any]:
+async def generate(
+    data: JSONBody[GenerateRequest], request: _Request, service: NamedDependency[Service]
+) -> Response[Any]:
     """No routing and no template: the prompt is used as it stands.
 
     With `stream`, server-sent events: many `delta`, one `usage` (or `problem`).
@@ -82,14 +86,14 @@ async def generate(data: GenerateRequest, request: _Request, service: Service) -
 
 
 @post("/switch-adapter", status_code=200, summary="Change the default adapter of /generate.")
-async def switch_adapter(data: SwitchAdapterRequest, service: Service) -> SwitchView:
+async def switch_adapter(data: JSONBody[SwitchAdapterRequest], service: NamedDependency[Service]) -> SwitchView:
     """Takes effect at once: every adapter is in the engine already, so nothing is loaded or restarted."""
     adapter, previous = service.switch(data.adapter_name, field="$.adapter_name")
     return SwitchView(AdapterView.of(adapter), AdapterView.of(previous))
 
 
 @get("/specialties", summary="What is served, and what was refused and why.")
-async def specialties(service: Service) -> SpecialtiesView:
+async def specialties(service: NamedDependency[Service]) -> SpecialtiesView:
     """Specialties with their adapters and packages."""
     return SpecialtiesView.of(service.runtime.pipeline.catalog)
 
@@ -101,7 +105,7 @@ async def healthz() -> HealthView:
 
 
 @get("/readyz", summary="Whether questions can be answered.")
-async def readyz(service: Service) -> Response[ReadyView]:
+async def readyz(service: NamedDependency[Service]) -> Response[ReadyView]:
     """200 with what is running, or 503 with what is being waited for."""
     try:
         runtime = service.runtime
@@ -123,7 +127,7 @@ async def readyz(service: Service) -> Response[ReadyView]:
 
 
 @get("/metrics", summary="Metrics for Prometheus.", include_in_schema=False)
-async def prometheus(service: Service) -> Response[bytes]:
+async def prometheus(service: NamedDependency[Service]) -> Response[bytes]:
     """HLO's metrics, and vLLM's under their own names."""
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
@@ -166,6 +170,8 @@ async def _ask_events(
                     yield _event("answer", AnswerView.of(event))
         except HLOError as error:
             yield _event("problem", problem(error))
+        except Exception as error:
+            yield _event("problem", unforeseen(error, "/ask"))
 
 
 async def _generate_events(
@@ -181,6 +187,8 @@ async def _generate_events(
                     yield _event("delta", DeltaView(event.text))
         except HLOError as error:
             yield _event("problem", problem(error))
+        except Exception as error:
+            yield _event("problem", unforeseen(error, "/generate"))
 
 
 def _event(name: str, value: object) -> bytes:
@@ -189,13 +197,16 @@ def _event(name: str, value: object) -> bytes:
 
 
 def _stream(events: AsyncGenerator[bytes, None]) -> Stream:
+    async def close() -> None:  # Litestar would call `events.aclose` itself in a thread, and never await it
+        await events.aclose()
+
     # A client that leaves while bytes are being sent leaves the generator suspended; the background task closes it,
     # and with it the request in the engine.
     return Stream(
         events,
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-        background=BackgroundTask(events.aclose),
+        background=BackgroundTask(close),
     )
 
 

@@ -8,13 +8,9 @@ import pytest
 
 from tests.e2e.reference import BASE, Reference
 from tests.e2e.server import Server
-from tests.e2e.test_answers import SPECIALTIES
+from tests.e2e.test_answers import ASKED, SPECIALTIES
 
-PROMPTS = (
-    "<s>[INST] What are the symptoms of a heart attack? [/INST]",
-    "<s>[INST] How is it treated, and who is at risk? [/INST]",
-    "<s>[INST] i feel dizzy when i stand up, why? [/INST]",
-)
+PROMPTS = tuple(f"<s>[INST] {ASKED[name]} [/INST]" for name in ("cardiology", "oncology", "neurology"))
 TOKENS = 40
 
 

@@ -1,0 +1,94 @@
+"""`hlo doctor`, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hlo.cli.doctor import Finding, _draw
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hlo.generation.base_model import BaseModel
+    from tests.cli.conftest import Hlo
+    from tests.conftest import MakeAdapter, Plugins
+
+
+def findings(out: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in json.loads(out):
+        found.setdefault(one["topic"], []).append(one)
+    return found
+
+
+@pytest.fixture
+def arguments(tiny_model: BaseModel, tmp_path: Path) -> list[str]:
+    """Settings for the tiny model, and no encoder."""
+    adapters = str(tmp_path / "adapters")
+    return [
+        "--json",
+        "--device",
+        "cpu",
+        "--model",
+        str(tiny_model.folder),
+        "--adapter-path",
+        adapters,
+        "--encoder",
+        adapters,
+    ]
+
+
+def test_what_is_found_is_told(
+    arguments: list[str], hlo: Hlo, plugins: Plugins, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """The model, the adapters, memory and speed are told, each with a state; trouble exits 1."""
+    make_adapter(tmp_path / "adapters" / "heart")
+    plugins("heart", "heart", reference="heart")
+    plugins("ghost", "ghost", reference="nowhere")
+    done = hlo("doctor", *arguments)
+    found = findings(done.out)
+    assert done.status == 1
+    assert found["model"][0]["state"] == "ok"
+    assert "tiny" in found["model"][0]["text"]
+    assert "1 can be served" in found["adapters"][0]["text"]
+    assert str(tmp_path / "adapters") in found["adapters"][0]["text"]
+    assert (found["adapters"][1]["state"], "`nowhere` was not found" in found["adapters"][1]["text"]) == (
+        "trouble",
+        True,
+    )
+    assert found["memory"][0]["state"] == "ok"
+    assert found["encoder"][0]["state"] == "trouble"
+
+
+@pytest.mark.parametrize(("gib", "state"), [("100", "ok"), ("0.5", "trouble")])
+def test_memory_is_advised_for_another_gpu(
+    gib: str, state: str, arguments: list[str], hlo: Hlo, plugins: Plugins
+) -> None:
+    """For a GPU that is not here, what fits is estimated, and what to lower is told where it does not."""
+    assert plugins
+    memory = findings(hlo("doctor", "--gpu-gib", gib, *arguments).out)["memory"][0]
+    assert memory["state"] == state
+    assert f"GPU of {gib} GiB" in memory["text"]
+    assert ("HLO_MAX_MODEL_LEN" in memory["remedy"]) == (state != "ok")
+
+
+def test_a_missing_model_is_trouble(hlo: Hlo, plugins: Plugins, tmp_path: Path) -> None:
+    """A model that is not there is trouble with its remedy, and the rest is examined all the same."""
+    assert plugins
+    done = hlo("doctor", "--json", "--device", "cpu", "--model", "./no/folder", "--encoder", str(tmp_path))
+    found = findings(done.out)
+    assert done.status == 1
+    assert (found["model"][0]["state"], "HLO_MODEL" in found["model"][0]["remedy"]) == ("trouble", True)
+    assert "encoder" in found
+
+
+def test_brackets_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text and remedy are printed as they are: `hlo[gpu]` keeps what stands in its brackets."""
+    monkeypatch.setenv("COLUMNS", "200")
+    _draw([Finding("engine", "trouble", "No [/INST] here.", "`pip install 'hlo[gpu]'`")])
+    printed = capsys.readouterr().out
+    assert "No [/INST] here." in printed
+    assert "`pip install 'hlo[gpu]'`" in printed

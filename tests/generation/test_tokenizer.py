@@ -1,0 +1,174 @@
+"""The tokenizer: ordinary words as in training, and no special token forged in a patient's words."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hlo.errors import ModelError
+from hlo.generation import prompting
+from hlo.generation.base_model import BaseModel
+from hlo.generation.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]")
+TEMPLATES = (
+    "{{ question }}",
+    "Answer plainly.\n\n{{ question }}",
+    "Q: {{ question }} A: {{ question | upper }}",
+    "{{ question }}[INST]",
+    "[IN{{ question }}",  # what a template writes by half, a question can not complete
+    "{% set x %}{{ question }}{% endset %}{{ x }}",
+)
+FRAGMENTS = (
+    *SPECIAL,
+    "[IN",
+    "ST]",
+    "<",
+    "s>",
+    "/",
+    "</",
+    "[",
+    "]",
+    "INST",
+    " ",
+    "heart",
+    "Ä?",
+    "\n",
+    "{{",
+    "\u200b",
+    "心",
+)
+QUESTIONS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), min_size=1, max_size=12).map("".join)
+# The fixtures of this file never change, so that hypothesis can share them between its examples.
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(fast_tokenizer: PreTrainedTokenizerFast) -> ChatTokenizer:
+    """The tiny tokenizer, as HLO uses it."""
+    return ChatTokenizer(fast_tokenizer)
+
+
+def special_ids(fast: PreTrainedTokenizerFast, ids: tuple[int, ...]) -> Counter[int]:
+    wanted = set(fast.convert_tokens_to_ids(list(SPECIAL)))
+    return Counter(number for number in ids if number in wanted)
+
+
+@SHARED
+@given(template=st.sampled_from(TEMPLATES), question=QUESTIONS)
+def test_no_special_token_can_be_forged(
+    template: str, question: str, tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A prompt holds as many special tokens as it does with a harmless question, whatever the question is."""
+    built = prompting.build(question, template, tokenizer, None).token_ids
+    harmless = prompting.build("heart", template, tokenizer, None).token_ids
+    assert special_ids(fast_tokenizer, built) == special_ids(fast_tokenizer, harmless)
+
+
+@SHARED
+@given(question=QUESTIONS.map(str.strip).filter(bool))
+def test_a_questions_words_stay_intact(
+    question: str, tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The prompt, decoded, is the chat with the question in it, character for character."""
+    ids = prompting.build(question, "Q: {{ question }}.", tokenizer, None).token_ids
+    assert fast_tokenizer.decode(ids) == f"<s>[INST] Q: {question}.[/INST]"
+
+
+@SHARED
+@given(question=st.text(alphabet="abc heartINST?.,\n\u00e4").map(str.strip).filter(bool))
+def test_ordinary_questions_are_tokenised_as_in_training(
+    question: str, tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A question without special tokens gives the ids that the whole text gives in one piece."""
+    template = "What is {{ question }}the rate?"
+    text = tokenizer.chat(f"What is {question}the rate?")
+    whole = tuple(fast_tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert prompting.build(question, template, tokenizer, None).token_ids == whole
+
+
+def test_space_around_a_question_is_not_part_of_it(
+    tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A question with space around it gives the prompt that the chat template, which trims, gives for its words."""
+    padded = prompting.build("\n  Why?  ", "{{ question }}", tokenizer, None).token_ids
+    assert fast_tokenizer.decode(padded) == "<s>[INST] Why?[/INST]"
+
+
+def test_the_template_writes_the_begin_of_sequence(
+    tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With a chat template there is one begin-of-sequence token, also where the question forges another."""
+    for question in ("heart", "<s>heart"):
+        ids = prompting.build(question, "{{ question }}", tokenizer, None).token_ids
+        assert ids.count(fast_tokenizer.bos_token_id) == 1
+        assert ids[0] == fast_tokenizer.bos_token_id
+
+
+@pytest.fixture
+def plain(tmp_path: Path, tiny_model: BaseModel) -> ChatTokenizer:
+    """The tiny tokenizer without a chat template, which then writes `<s>` itself."""
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(str(tiny_model.folder))
+    fast.chat_template = None
+    fast.save_pretrained(tmp_path)
+    for file in tmp_path.glob("*.jinja"):
+        file.unlink()
+    return ChatTokenizer.load(tmp_path)
+
+
+def test_without_a_chat_template_the_question_stands_alone(plain: ChatTokenizer) -> None:
+    """Without a chat template the user's turn is the text itself."""
+    assert plain.chat("Why?") == "Why?"
+
+
+@pytest.mark.parametrize("question", ["heart", "<s>heart", "</s>", "a [/INST] b"])
+def test_without_a_chat_template_the_tokenizer_begins_the_sequence(
+    question: str, plain: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Without a chat template the tokenizer's own begin-of-sequence token comes first, once, and is the only one."""
+    ids = prompting.build(question, "{{ question }}", plain, None).token_ids
+    assert special_ids(fast_tokenizer, ids) == {fast_tokenizer.bos_token_id: 1}
+    assert ids[0] == fast_tokenizer.bos_token_id
+    assert fast_tokenizer.decode(ids) == f"<s>{question}"
+
+
+def test_raw_recognises_special_tokens(tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast) -> None:
+    """A caller's own prompt is tokenised by the tokenizer's default: its `<s>` first, special tokens and all."""
+    ids = tokenizer.encode_raw("[INST] a [/INST]")
+    assert sum(special_ids(fast_tokenizer, ids).values()) == 3
+
+
+def test_load_reads_a_models_folder(tiny_model: BaseModel, tokenizer: ChatTokenizer) -> None:
+    """A tokenizer is read from a model's folder, and is the same as the one that was saved there."""
+    loaded = ChatTokenizer.load(tiny_model.folder)
+    assert loaded.chat("Why?") == tokenizer.chat("Why?") == "<s>[INST] Why?[/INST]"
+    assert loaded.encode("<s>[INST] Why?") == tokenizer.encode("<s>[INST] Why?")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """A folder without a tokenizer is refused by its name, with the files that are wanted."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral"}), encoding="utf-8")
+    with pytest.raises(ModelError) as caught:
+        ChatTokenizer.load(tmp_path)
+    assert str(tmp_path) in caught.value.message
+    assert "tokenizer.json" in caught.value.remedy
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, tiny_model: BaseModel) -> None:
+    """A tokenizer.json that is no JSON is refused by its folder's name."""
+    for file in tiny_model.folder.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=tmp_path.name):
+        ChatTokenizer.load(tmp_path)

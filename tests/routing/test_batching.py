@@ -1,0 +1,188 @@
+"""Batching: who waits for whom, and who hears of what."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from hlo.errors import EncoderError
+from hlo.routing.batching import BatchingEncoder
+from hlo.testing import HashingEncoder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Gated(HashingEncoder):
+    """An encoder that waits at a gate, and remembers what it was given, in which thread."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.threads: set[int] = set()
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Semaphore(0)
+
+    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Wait at the gate; fail on the question `fail`, and with an error of ours on `ours`."""
+        self.batches.append(list(questions))
+        self.threads.add(threading.get_ident())
+        self.entered.release()
+        assert self.gate.acquire(timeout=10)
+        if "fail" in questions:
+            raise ValueError(f"a patient said {questions}")
+        if "ours" in questions:
+            raise EncoderError("Out of memory.", remedy="Buy some.")
+        return super().encode(questions)
+
+    async def until_entered(self) -> None:
+        """Return when a batch has begun."""
+        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+
+
+@pytest.fixture
+def gated() -> Gated:
+    """An encoder whose gate the test opens."""
+    return Gated()
+
+
+@pytest.fixture
+async def batching(gated: Gated) -> AsyncIterator[BatchingEncoder]:
+    """A batching encoder of at most four questions a batch."""
+    encoder = BatchingEncoder(gated, max_batch=4)
+    yield encoder
+    for _ in range(20):
+        gated.gate.release()
+    encoder.close()
+
+
+def ask(batching: BatchingEncoder, *questions: str) -> asyncio.Task[NDArray[np.float32]]:
+    return asyncio.create_task(batching.encode(questions))
+
+
+async def test_an_idle_encoder_starts_at_once(batching: BatchingEncoder, gated: Gated) -> None:
+    """A lone question is encoded at once and alone: nothing waits for a batch to fill."""
+    waiting = ask(batching, "a")
+    await gated.until_entered()
+    assert gated.batches == [["a"]]
+    gated.gate.release()
+    np.testing.assert_array_equal(await waiting, HashingEncoder().encode(["a"]))
+
+
+async def test_what_arrives_meanwhile_is_one_batch(batching: BatchingEncoder, gated: Gated) -> None:
+    """Questions that arrive while the encoder is busy go into its next batch, in their order."""
+    tasks = [ask(batching, "a")]
+    await gated.until_entered()
+    tasks += [ask(batching, one) for one in "bcd"]
+    await asyncio.sleep(0)
+    for _ in range(2):
+        gated.gate.release()
+    await asyncio.gather(*tasks)
+    assert gated.batches == [["a"], ["b", "c", "d"]]
+
+
+async def test_batches_are_limited(batching: BatchingEncoder, gated: Gated) -> None:
+    """No batch is larger than the limit, unless one caller alone brings more; callers are not split."""
+    tasks = [ask(batching, "a")]
+    await gated.until_entered()
+    tasks += [ask(batching, "b", "c"), ask(batching, "d", "e", "f"), ask(batching, *"ghijk"), ask(batching, "l")]
+    await asyncio.sleep(0)
+    for _ in range(9):
+        gated.gate.release()
+    await asyncio.gather(*tasks)
+    assert gated.batches == [["a"], ["b", "c"], ["d", "e", "f"], list("ghijk"), ["l"]]
+
+
+async def test_everyone_gets_their_own(batching: BatchingEncoder, gated: Gated) -> None:
+    """Each caller gets the vectors of their own questions, whatever else was in the batch."""
+    for _ in range(20):
+        gated.gate.release()
+    wanted = [tuple(f"word{n} of{m}" for m in range(n % 3 + 1)) for n in range(12)]
+    found = await asyncio.gather(*(batching.encode(questions) for questions in wanted))
+    for questions, vectors in zip(wanted, found, strict=True):
+        np.testing.assert_array_equal(vectors, HashingEncoder().encode(questions))
+    assert len(gated.batches) < len(wanted)
+
+
+async def test_encoding_is_off_the_event_loop(batching: BatchingEncoder, gated: Gated) -> None:
+    """The encoder runs in one thread of its own, and the event loop runs on meanwhile."""
+    waiting = ask(batching, "a")
+    await gated.until_entered()
+    assert not waiting.done()
+    for _ in range(2):
+        gated.gate.release()
+    await waiting
+    await batching.encode(["b"])
+    assert len(gated.threads) == 1
+    assert threading.get_ident() not in gated.threads
+
+
+async def test_one_who_leaves_disturbs_no_other(batching: BatchingEncoder, gated: Gated) -> None:
+    """Cancelling one caller, while encoding or while waiting, leaves all others their answers."""
+    running, other = ask(batching, "a"), ask(batching, "b")
+    await gated.until_entered()
+    waiting, last = ask(batching, "c"), ask(batching, "d")
+    await asyncio.sleep(0)
+    running.cancel()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    for _ in range(4):
+        gated.gate.release()
+    np.testing.assert_array_equal(await other, HashingEncoder().encode(["b"]))
+    np.testing.assert_array_equal(await last, HashingEncoder().encode(["d"]))
+    assert running.cancelled()
+    assert waiting.cancelled()
+    assert ["c"] not in gated.batches
+    assert gated.batches[-1] == ["d"]
+
+
+async def test_all_may_leave(batching: BatchingEncoder, gated: Gated) -> None:
+    """When every caller has left, the next one is served like the first."""
+    tasks = [ask(batching, "a"), ask(batching, "b")]
+    await gated.until_entered()
+    for task in tasks:
+        task.cancel()
+    for _ in range(4):
+        gated.gate.release()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    np.testing.assert_array_equal(await batching.encode(["c"]), HashingEncoder().encode(["c"]))
+
+
+async def test_an_error_reaches_all_of_its_batch_and_no_other(batching: BatchingEncoder, gated: Gated) -> None:
+    """All callers in a failing batch hear of it, and the next batch is encoded as if nothing had been."""
+    tasks = [ask(batching, "a")]
+    await gated.until_entered()
+    tasks += [ask(batching, "fail"), ask(batching, "b"), ask(batching, "c", "d", "e")]
+    await asyncio.sleep(0)
+    for _ in range(3):
+        gated.gate.release()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found] == [np.ndarray, EncoderError, EncoderError, np.ndarray]
+
+
+async def test_an_error_repeats_no_patients_words(batching: BatchingEncoder, gated: Gated) -> None:
+    """An encoder's error is told by its type, not by its text, which may quote the question."""
+    gated.gate.release()
+    with pytest.raises(EncoderError, match="ValueError") as caught:
+        await batching.encode(["fail"])
+    assert "patient" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_our_own_errors_pass(batching: BatchingEncoder, gated: Gated) -> None:
+    """An error of HLO's own is told as it is."""
+    gated.gate.release()
+    with pytest.raises(EncoderError, match="Out of memory"):
+        await batching.encode(["ours"])
+
+
+async def test_a_closed_encoder_says_so() -> None:
+    """After `close` a question is refused at once and does not wait for ever."""
+    encoder = BatchingEncoder(HashingEncoder(), 4)
+    encoder.close()
+    with pytest.raises(EncoderError):
+        await asyncio.wait_for(encoder.encode(["a"]), timeout=10)

@@ -1,0 +1,108 @@
+"""The sentence encoder, on a tiny model of the same make as the real one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hlo.errors import EncoderError
+from hlo.routing.sentence_encoder import SentenceEncoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of one layer and hidden size 32 with mean pooling, saved by sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    raw, saved = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "heart", "brain", "pain", "the"]
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}, model_max_length=16).save_pretrained(
+        raw
+    )
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    BertModel(config).save_pretrained(raw)
+    transformer = Transformer(str(raw), max_seq_length=16)
+    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(saved))
+    return saved
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> SentenceEncoder:
+    """The tiny encoder."""
+    return SentenceEncoder.load(str(folder))
+
+
+def test_vectors_are_unit_vectors(encoder: SentenceEncoder) -> None:
+    """Questions become float32 unit vectors of the encoder's dimension, equal for equal questions."""
+    vectors = encoder.encode(["heart pain", "brain", "heart pain"])
+    assert vectors.shape == (3, encoder.dimension) == (3, 32)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
+    assert not np.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_a_long_question_is_cut(encoder: SentenceEncoder) -> None:
+    """A question beyond the model's window is encoded by its beginning, and is no error."""
+    assert encoder.encode(["heart " * 500]).shape == (1, 32)
+
+
+def test_it_is_called_as_it_was_asked_for(encoder: SentenceEncoder, folder: Path) -> None:
+    """An encoder's name is what the operator wrote."""
+    assert encoder.name == str(folder)
+
+
+def test_the_fingerprint_is_of_the_content(encoder: SentenceEncoder, folder: Path, tmp_path: Path) -> None:
+    """A copy elsewhere has the same fingerprint, with another README too; other weights or pooling have another."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "README.md").write_text("other", encoding="utf-8")
+    assert SentenceEncoder.load(str(copy)).fingerprint == encoder.fingerprint
+    pooling = next(copy.glob("*Pooling*/config.json"))
+    pooling.write_text(pooling.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert SentenceEncoder.load(str(copy)).fingerprint != encoder.fingerprint
+
+
+def test_a_folder_that_holds_no_encoder_is_refused(tmp_path: Path) -> None:
+    """A folder without an encoder is refused by its path, with the setting to mend."""
+    with pytest.raises(EncoderError) as caught:
+        SentenceEncoder.load(str(tmp_path))
+    assert str(tmp_path) in caught.value.message
+    assert "HLO_ENCODER" in caught.value.remedy
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "modules.json", "tokenizer.json"])
+def test_a_damaged_encoder_is_refused(damaged: str, folder: Path, tmp_path: Path) -> None:
+    """An encoder with a damaged file is refused by its path."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / damaged).write_bytes(b"{")
+    with pytest.raises(EncoderError, match=str(copy)):
+        SentenceEncoder.load(str(copy))
+
+
+def test_an_encoder_that_can_not_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An encoder that is neither a folder nor in the cache is refused by name when there is no hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EncoderError, match="`someone/no-such-encoder`") as caught:
+        SentenceEncoder.load("someone/no-such-encoder")
+    assert "hlo[offline]" in caught.value.remedy
+
+
+def test_what_is_no_name_is_refused() -> None:
+    """What is neither a folder nor a hub's name is refused without asking any hub."""
+    with pytest.raises(EncoderError, match="is no folder"):
+        SentenceEncoder.load("./no/such/folder")

@@ -1,0 +1,246 @@
+"""Where the parts meet, with fakes for the engine and the encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hlo import assemble
+from hlo.catalog import Catalog, Entry
+from hlo.errors import AdapterError, EngineDead, ModelError, SettingsError
+from hlo.generation import adapters, base_model
+from hlo.pipeline import Policy
+from hlo.records import Adapter, AdapterVersion, Embeddings, Prompt, Specialty
+from hlo.settings import Settings
+from hlo.testing import CharacterTokenizer, EchoEngine, HashingEncoder
+
+if TYPE_CHECKING:
+    from hlo.generation.base_model import BaseModel
+    from tests.conftest import MakeAdapter, Plugins
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def specialty(name: str, **fields: Any) -> Specialty:
+    given: dict[str, Any] = {"name": name, "title": name.title(), "adapter": Adapter(name)} | fields
+    return Specialty(**given)
+
+
+@pytest.fixture
+def settings(tiny_model: BaseModel, tmp_path: Path) -> Settings:
+    """Settings for the tiny model, with adapters and cache in folders of the test's own."""
+    return Settings(
+        model=str(tiny_model.folder), adapter_path=tmp_path / "adapters", cache_dir=tmp_path / "cache", device="cpu"
+    )
+
+
+def test_the_model_is_the_one_asked_for(settings: Settings) -> None:
+    """The base model is found by the settings, under the name that they give."""
+    assert assemble.find_model(settings).name == "tiny"
+    renamed = settings.model_copy(update={"base_name": "other"})
+    assert assemble.find_model(renamed).name == "other"
+    with pytest.raises(ModelError):
+        assemble.find_model(Settings(model="./no/such/folder"))
+
+
+def test_plugins_are_checked_against_the_model(
+    settings: Settings, plugins: Plugins, make_adapter: MakeAdapter, tiny_model: BaseModel, tmp_path: Path
+) -> None:
+    """What installed plugins offer is served from checked copies; each that fails is refused by name, alone."""
+    folder = make_adapter(tmp_path / "adapters" / "heart")
+    make_adapter(tmp_path / "adapters" / "foreign", config={"base_model_name_or_path": "org/Mistral-7B"})
+    plugins("heart", "heart", reference="heart")
+    plugins("ghost", "ghost", reference="nowhere")
+    plugins("foreign", "foreign", reference="foreign")
+    plugins("silent", "silent", reference="heart", examples=())
+    plugins("twin", "heart", reference="heart")
+    found = assemble.collect(settings, tiny_model)
+    assert list(found.entries) == ["heart"]
+    entry = found.entries["heart"]
+    assert (entry.distribution, entry.version) == ("hlo-test-heart", "1.5")
+    assert entry.adapter.path == tmp_path / "cache" / "adapters" / adapters.content_hash(folder)
+    reasons = {refusal.plugin: refusal.reason for refusal in found.refusals}
+    assert "`nowhere` was not found" in reasons["ghost"]
+    assert "`Mistral-7B`" in reasons["foreign"]
+    assert "no routing examples" in reasons["silent"]
+    assert "taken by the plugin `heart`" in reasons["twin"]
+
+
+def test_a_bad_template_is_refused(
+    settings: Settings, plugins: Plugins, make_adapter: MakeAdapter, tiny_model: BaseModel, tmp_path: Path
+) -> None:
+    """A specialty whose template does not render, for whatever reason, is refused, and the others are served."""
+    make_adapter(tmp_path / "adapters" / "heart")
+    plugins("heart", "heart", reference="heart")
+    for number, template in enumerate(("{{ question", "{{ 1 / 0 }}{{ question }}")):
+        plugins(f"bad{number}", f"bad{number}", reference="heart")
+        module = tmp_path / "plugins" / f"hlo_test_bad{number}.py"
+        text = module.read_text(encoding="utf-8")
+        module.write_text(text.replace("examples=", f"template={template!r}, examples="), encoding="utf-8")
+    found = assemble.collect(settings, tiny_model)
+    assert list(found.entries) == ["heart"]
+    assert sorted(str(refusal.specialty) for refusal in found.refusals) == ["bad0", "bad1"]
+
+
+def test_a_package_that_is_not_there_is_refused(
+    settings: Settings, plugins: Plugins, make_adapter: MakeAdapter, tiny_model: BaseModel, tmp_path: Path
+) -> None:
+    """A specialty whose adapter lies in a package that does not exist is refused, and the others are served."""
+    make_adapter(tmp_path / "adapters" / "heart")
+    plugins("heart", "heart", reference="heart")
+    plugins("lost", "lost", reference="heart")
+    module = tmp_path / "plugins" / "hlo_test_lost.py"
+    text = module.read_text(encoding="utf-8").replace("Adapter('heart')", "Adapter('heart', package='no_such_package')")
+    module.write_text(text, encoding="utf-8")
+    found = assemble.collect(settings, tiny_model)
+    assert list(found.entries) == ["heart"]
+    assert [refusal.specialty for refusal in found.refusals] == ["lost"]
+
+
+def test_declarations_need_no_adapter(plugins: Plugins) -> None:
+    """Routing alone needs the declarations that hold, the first of each name, whether or not their adapters do."""
+    plugins("heart", "heart", reference="nowhere")
+    plugins("twin", "heart", reference="elsewhere")
+    plugins("bad", "Bad Name", reference="x")
+    assert [(one.name, one.adapter.reference) for one in assemble.declarations()] == [("heart", "nowhere")]
+
+
+def test_names_are_looked_up_under_the_adapter_path(settings: Settings, tiny_model: BaseModel) -> None:
+    """Adapters are looked up in the operator's folder; in the demonstration's too when model and folder are unset."""
+    embedded = type(tiny_model)("demo", Path("x"), {}, {}, 0, embedded=True)
+    own = Path("adapters").absolute()
+    assert assemble.search_path(settings, tiny_model) == (settings.adapter_path,)
+    assert assemble.search_path(settings, embedded) == (settings.adapter_path,)
+    assert assemble.search_path(Settings(), tiny_model) == (own,)
+    assert assemble.search_path(Settings(), embedded) == (own, base_model.embedded_root() / "adapters")
+
+
+def test_embedding_tells_who_can_not_be_routed() -> None:
+    """Specialties that can be embedded have prototypes, and each of the others its error, whatever is wrong with it."""
+    good = specialty("good", examples={"p": ("heart",)})
+    foreign = specialty("foreign", embeddings=Embeddings("other", {"p": [[1.0] * 256]}))
+    ragged = specialty("ragged", embeddings=Embeddings("hashing-256", {"p": [[1.0] * 256, [1.0]]}))
+    vectors, errors = assemble.embed([foreign, good, ragged], HashingEncoder())
+    assert vectors.names == ("good",)
+    assert vectors.vectors.shape == (1, 256)
+    assert set(errors) == {"foreign", "ragged"}
+
+
+def test_no_specialty_at_all_can_be_embedded() -> None:
+    """Without any specialty there are no prototypes, and that is no error."""
+    vectors, errors = assemble.embed([], HashingEncoder())
+    assert (vectors.names, vectors.vectors.shape, errors) == ((), (0, 256), {})
+
+
+async def test_the_router_knows_what_is_served() -> None:
+    """A router is made over the specialties that are served, with the operator's thresholds."""
+    offered = [specialty(name, examples={"p": (name,)}) for name in ("heart", "brain")]
+    vectors, _ = assemble.embed(offered, HashingEncoder())
+    router = assemble.make_router(Settings(min_score=0.9), HashingEncoder(), vectors, ("heart",))
+    try:
+        routes = await router.route_many(["heart", "brain", "heart pain"])
+    finally:
+        router.close()
+    assert [route.specialty for route in routes] == ["heart", None, None]
+    assert [len(route.scores) for route in routes] == [1, 1, 1]
+
+
+def entry(name: str, sha256: str, **fields: Any) -> Entry:
+    version = AdapterVersion(name, sha256, Path(name), 8, ("q_proj",), 1)
+    return Entry(specialty(name, **fields), version, f"plugin-{name}", name, "1")
+
+
+class Picky(EchoEngine):
+    """An engine that loads no adapter called `bad`, and dies of one called `deadly`."""
+
+    async def load(self, adapter: AdapterVersion) -> None:
+        """Load, refuse, or die."""
+        if adapter.name == "deadly":
+            self.closed = True
+        if adapter.name in ("bad", "deadly"):
+            raise AdapterError("It does not fit.", remedy="Train another.")
+        await super().load(adapter)
+
+
+async def test_adapters_are_loaded_and_must_have_an_effect() -> None:
+    """Each adapter is loaded and shown to have an effect; one that fails is unloaded, told, and stops no other."""
+    entries = {
+        one.specialty.name: one for one in (entry("a", "1" * 64), entry("bad", "2" * 64), entry("idle", "0" * 64))
+    }
+    engine = Picky()
+    errors = await assemble.load_adapters(Catalog(entries, ()), engine, CharacterTokenizer())
+    assert set(engine.loaded) == {entries["a"].adapter.engine_name}
+    assert errors["bad"].message == "It does not fit."
+    assert "changes nothing" in errors["idle"].message
+    assert set(errors) == {"bad", "idle"}
+
+
+async def test_an_adapter_that_kills_the_engine_is_an_error() -> None:
+    """When the engine dies of an adapter, starting fails and says so."""
+    with pytest.raises(EngineDead):
+        await assemble.load_adapters(Catalog({"deadly": entry("deadly", "1" * 64)}, ()), Picky(), CharacterTokenizer())
+
+
+async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None:
+    """An adapter's effect is looked for on an example question in the specialty's template, or else on its title."""
+
+    class Scoring(EchoEngine):
+        """An engine that remembers what it scored."""
+
+        scored: list[str]
+
+        async def score(self, prompt: Prompt) -> tuple[float, ...]:
+            """Remember, and score."""
+            self.scored.append("".join(chr(abs(number)) for number in prompt.token_ids))
+            return await super().score(prompt)
+
+    engine = Scoring()
+    engine.scored = []
+    entries = {
+        "a": entry("a", "1" * 64, template="Q: {{ question }}", examples={"none": (), "p": ("Why?", "How?")}),
+        "b": entry("b", "1" * 64, title="Brain"),
+    }
+    assert await assemble.load_adapters(Catalog(entries, ()), engine, CharacterTokenizer()) == {}
+    assert set(engine.scored) == {"<Q: Why?>", "<Brain>"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, Policy(True, True, 4000)),
+        ({"ambiguous": "base"}, Policy(False, True, 4000)),
+        ({"out_of_scope": "refuse", "max_question_chars": 7}, Policy(True, False, 7)),
+    ],
+)
+def test_the_policy_is_the_operators(changes: dict[str, Any], expected: Policy) -> None:
+    """What the operator chose about questions becomes the pipeline's policy."""
+    assert assemble.policy(Settings(**changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "expected"), [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu")]
+)
+def test_the_device_is_what_is_there(asked: Any, cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the model runs on a GPU where there is one, and on the CPU where that is asked for."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    assert assemble.device(Settings(device=asked)) == expected
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is asked for but not there is refused, and the CPU is not taken silently."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SettingsError, match="HLO_DEVICE=cuda") as caught:
+        assemble.device(Settings(device="cuda"))
+    assert "nvidia-smi" in caught.value.remedy
+
+
+async def test_a_missing_engine_is_refused(
+    settings: Settings, tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where vLLM is not installed, starting is refused with what to install."""
+    monkeypatch.setattr("hlo.generation.vllm_engine.version", lambda: None)
+    with pytest.raises(SettingsError, match="not installed") as caught:
+        await assemble.start_engine(settings, tiny_model, Catalog({}, ()))
+    assert "hlo[gpu]" in caught.value.remedy

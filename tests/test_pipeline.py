@@ -1,0 +1,317 @@
+"""One question's walk, with fakes at both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hlo.errors import EncoderError, EngineDead, InvalidRequest, OutOfScope, PromptTooLong, UnknownSpecialty
+from hlo.pipeline import Policy
+from hlo.records import Answer, Delta, Prompt, Question, Route, Sampling, SamplingOverrides, Usage
+from hlo.testing import EchoEngine, HashingEncoder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tests.conftest import MakeParts, Parts, Until
+
+HEART, NEITHER, BOTH = "My heart and my chest hurt", "Where do I park?", "valve numb"
+
+
+async def ask(parts: Parts, question: Question | str) -> Answer:
+    """The answer to a question, which comes last."""
+    asked = Question(question) if isinstance(question, str) else question
+    events = [event async for event in parts.pipeline.ask(asked)]
+    assert isinstance(events[-1], Answer)
+    return events[-1]
+
+
+def counted(parts: Parts) -> dict[str, float]:
+    """The questions that the metrics count, as `specialty route outcome`."""
+    pattern = r'^hlo_questions_total\{outcome="(.*)",route="(.*)",specialty="(.*)"\} (.*)$'
+    found = re.findall(pattern, parts.metrics.render().decode(), re.MULTILINE)
+    assert "hlo_questions_running 0.0" in parts.metrics.render().decode()
+    return {f"{specialty} {route} {outcome}": float(number) for outcome, route, specialty, number in found}
+
+
+async def test_events_come_in_order(parts: Parts) -> None:
+    """A question gives its route, then the text piece by piece, then the answer that holds it all."""
+    events = [event async for event in parts.pipeline.ask(Question(HEART))]
+    route, deltas, answer = events[0], events[1:-1], events[-1]
+    assert isinstance(route, Route)
+    assert isinstance(answer, Answer)
+    assert all(isinstance(delta, Delta) for delta in deltas)
+    assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == answer.text
+
+
+async def test_an_answer_says_who_gave_it(parts: Parts) -> None:
+    """An answer carries its route, specialty, adapter, model, usage and finish reason."""
+    answer = await ask(parts, HEART)
+    assert answer.text == f"cardiology:<cardiology: {HEART}>"
+    assert (answer.specialty, answer.route.status, answer.route.specialty) == ("cardiology", "routed", "cardiology")
+    assert answer.adapter == parts.pipeline.catalog.entries["cardiology"].adapter
+    assert (answer.model, answer.finish_reason) == ("echo", "stop")
+    assert answer.usage == Usage(len(f"<cardiology: {HEART}>"), len(answer.text))
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.trace_id)
+    assert answer.timings.first_token_ms is not None
+    assert 0 <= answer.timings.route_ms <= answer.timings.first_token_ms <= answer.timings.total_ms
+
+
+async def test_each_answer_has_its_own_trace(parts: Parts) -> None:
+    """Two answers never share a trace id."""
+    assert (await ask(parts, HEART)).trace_id != (await ask(parts, HEART)).trace_id
+
+
+async def test_a_pinned_specialty_answers(parts: Parts) -> None:
+    """A pinned specialty answers whatever the question is, and nothing is scored."""
+    answer = await ask(parts, Question(HEART, "oncology"))
+    assert (answer.specialty, answer.route) == ("oncology", Route("routed", "oncology", pinned=True))
+    assert answer.text.startswith("oncology:<oncology: ")
+
+
+async def test_an_unknown_pin_is_refused(parts: Parts) -> None:
+    """A pin that names no specialty is refused with its field."""
+    with pytest.raises(UnknownSpecialty) as caught:
+        await ask(parts, Question(HEART, "dentistry"))
+    assert caught.value.field == "$.specialty"
+    assert counted(parts) == {"none none refused": 1}
+
+
+async def test_an_ambiguous_question_goes_to_the_first(parts: Parts) -> None:
+    """By default the best specialty answers an ambiguous question, and the route says that it was close."""
+    answer = await ask(parts, BOTH)
+    assert (answer.route.status, answer.specialty) == ("ambiguous", "neurology")
+    assert counted(parts) == {"neurology ambiguous stop": 1}
+
+
+async def test_an_ambiguous_question_can_go_to_the_base(make_parts: MakeParts) -> None:
+    """Where the operator says so, the base model answers an ambiguous question, and the route still names the best."""
+    parts = make_parts(policy=Policy(answer_ambiguous=False))
+    answer = await ask(parts, BOTH)
+    assert (answer.route.status, answer.route.specialty) == ("ambiguous", "neurology")
+    assert (answer.specialty, answer.adapter, answer.text) == (None, None, f"base:<{BOTH}>")
+    assert counted(parts) == {"base ambiguous stop": 1}
+
+
+async def test_an_out_of_scope_question_goes_to_the_base(parts: Parts) -> None:
+    """By default the base model answers what no specialty covers, with the question alone as its prompt."""
+    answer = await ask(parts, NEITHER)
+    assert (answer.route.status, answer.specialty, answer.adapter) == ("out_of_scope", None, None)
+    assert answer.text == f"base:<{NEITHER}>"
+    assert counted(parts) == {"base out_of_scope stop": 1}
+
+
+async def test_an_out_of_scope_question_can_be_refused(make_parts: MakeParts) -> None:
+    """Where the operator says so, what no specialty covers is refused, and the engine is not asked."""
+    parts = make_parts(policy=Policy(answer_out_of_scope=False))
+    with pytest.raises(OutOfScope) as caught:
+        await ask(parts, NEITHER)
+    assert "HLO_OUT_OF_SCOPE" in caught.value.remedy
+    assert counted(parts) == {"none out_of_scope refused": 1}
+
+
+@pytest.mark.parametrize("question", ["", " ", "\n\t\u2003"])
+async def test_an_empty_question_is_refused(question: str, parts: Parts) -> None:
+    """A question without a word is refused with its field."""
+    with pytest.raises(InvalidRequest, match="empty") as caught:
+        await ask(parts, question)
+    assert caught.value.field == "$.question"
+    assert counted(parts) == {"none none refused": 1}
+
+
+async def test_an_over_long_question_is_refused(make_parts: MakeParts) -> None:
+    """A question beyond the limit is refused with both lengths and the setting; one at the limit is answered."""
+    parts = make_parts(policy=Policy(max_question_chars=len(HEART)))
+    assert (await ask(parts, HEART)).specialty == "cardiology"
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(parts, HEART + "!")
+    assert f"has {len(HEART) + 1} characters; at most {len(HEART)}" in caught.value.message
+    assert "HLO_MAX_QUESTION_CHARS" in caught.value.remedy
+
+
+async def test_a_prompt_beyond_the_context_is_refused(make_parts: MakeParts) -> None:
+    """A prompt that leaves the engine no token for an answer is refused before anything is generated."""
+    parts = make_parts(engine=EchoEngine(max_model_len=20))
+    with pytest.raises(PromptTooLong) as caught:
+        await ask(parts, HEART)
+    assert caught.value.field == "$.question"
+    assert counted(parts) == {"cardiology routed refused": 1}
+
+
+async def test_an_answer_is_shortened_to_the_context(make_parts: MakeParts) -> None:
+    """An answer ends where the context does, and says so."""
+    prompt = f"<cardiology: {HEART}>"
+    parts = make_parts(engine=EchoEngine(max_model_len=len(prompt) + 5))
+    answer = await ask(parts, HEART)
+    assert (answer.usage, answer.finish_reason) == (Usage(len(prompt), 5), "length")
+    assert counted(parts) == {"cardiology routed length": 1}
+
+
+class Remembering(EchoEngine):
+    """An engine that remembers the sampling of each request."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Sampling] = []
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """Remember, and echo."""
+        self.asked.append(sampling)
+        return super().generate(prompt, sampling)
+
+
+async def test_sampling_is_the_specialtys_unless_overridden(make_parts: MakeParts) -> None:
+    """A specialty's sampling holds for its questions, a request's overrides come first, and the base has its own."""
+    engine = Remembering()
+    parts = make_parts(engine=engine, sampling=Sampling(max_tokens=9, temperature=0.5, repetition_penalty=1.1))
+    await ask(parts, HEART)
+    await ask(parts, Question(HEART, sampling=SamplingOverrides(max_tokens=3, seed=7, stop=("x",))))
+    await ask(parts, NEITHER)
+    assert engine.asked == [
+        Sampling(max_tokens=9, temperature=0.5, repetition_penalty=1.1),
+        Sampling(max_tokens=3, temperature=0.5, repetition_penalty=1.1, seed=7, stop=("x",)),
+        Sampling(),
+    ]
+
+
+async def test_closing_early_aborts(make_parts: MakeParts) -> None:
+    """Whoever stops listening early stops the generation, and that is counted as an abort."""
+    parts = make_parts(engine=EchoEngine(pause=0.001))
+    async with aclosing(parts.pipeline.ask(Question(HEART))) as events:
+        assert isinstance(await anext(events), Route)
+        assert isinstance(await anext(events), Delta)
+        assert parts.engine.running == 1
+    assert (parts.engine.running, parts.engine.aborted) == (0, 1)
+    assert counted(parts) == {"cardiology routed abort": 1}
+
+
+async def test_closing_after_the_route_generates_nothing(parts: Parts) -> None:
+    """Whoever leaves before the first word never reaches the engine."""
+    async with aclosing(parts.pipeline.ask(Question(HEART))) as events:
+        await anext(events)
+    assert (parts.engine.running, parts.engine.aborted) == (0, 0)
+    assert counted(parts) == {"cardiology routed abort": 1}
+
+
+async def test_cancelling_aborts(make_parts: MakeParts, until: Until) -> None:
+    """Cancelling the task that asks stops the generation, and that is counted as an abort."""
+    parts = make_parts(engine=EchoEngine(pause=0.001))
+    task = asyncio.create_task(ask(parts, HEART))
+    await until(lambda: parts.engine.running)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (parts.engine.running, parts.engine.aborted) == (0, 1)
+    assert counted(parts) == {"cardiology routed abort": 1}
+
+
+async def test_a_listener_who_has_the_answer_may_leave(parts: Parts) -> None:
+    """Closing after the answer counts the answer, not an abort."""
+    async with aclosing(parts.pipeline.ask(Question(HEART))) as events:
+        async for event in events:
+            if isinstance(event, Answer):
+                break
+    assert counted(parts) == {"cardiology routed stop": 1}
+
+
+async def test_a_dead_engine_is_an_error(parts: Parts) -> None:
+    """An engine that can not generate raises its own error, counted as an error under the specialty."""
+    await parts.engine.close()
+    with pytest.raises(EngineDead):
+        await ask(parts, HEART)
+    assert counted(parts) == {"cardiology routed error": 1}
+
+
+class Broken(HashingEncoder):
+    """An encoder that fails once it is told to."""
+
+    broken = False
+
+    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Encode, or fail."""
+        if self.broken:
+            raise EncoderError("Out of memory.", remedy="Buy some.")
+        return super().encode(questions)
+
+
+async def test_a_broken_encoder_is_an_error(make_parts: MakeParts) -> None:
+    """An encoder's error is raised and counted, and a pinned question needs no encoder."""
+    encoder = Broken()
+    parts = make_parts(encoder=encoder)
+    encoder.broken = True
+    with pytest.raises(EncoderError):
+        await ask(parts, HEART)
+    assert (await ask(parts, Question(HEART, "oncology"))).specialty == "oncology"
+    assert counted(parts) == {"none none error": 1, "oncology routed stop": 1}
+
+
+async def test_many_at_once_are_each_answered_by_their_own(make_parts: MakeParts) -> None:
+    """Of many concurrent questions, each is answered from its own words by its own specialty's adapter."""
+    parts = make_parts(engine=EchoEngine(pause=0.0001))
+    wanted = [
+        (words + "!" * n, name)
+        for n in range(20)
+        for words, name in (
+            ("heart chest pain", "cardiology"),
+            ("tumor cancer lump", "oncology"),
+            ("brain seizure headache", "neurology"),
+            ("parking", None),
+        )
+    ]
+    answers = await asyncio.gather(*(ask(parts, text) for text, _ in wanted))
+    for (text, name), answer in zip(wanted, answers, strict=True):
+        assert answer.specialty == name
+        assert answer.text == (f"{name}:<{name}: {text}>" if name else f"base:<{text}>")
+        assert (answer.adapter and answer.adapter.name) == name
+    assert sum(counted(parts).values()) == 80
+
+
+async def test_route_answers_nothing(parts: Parts) -> None:
+    """Routing alone gives the routes in order, and the engine is not asked."""
+    routes = await parts.pipeline.route([HEART, NEITHER])
+    assert [route.specialty for route in routes] == ["cardiology", None]
+    assert counted(parts) == {}
+    assert "hlo_routing_seconds_count 1.0" in parts.metrics.render().decode()
+
+
+@pytest.mark.parametrize(
+    ("questions", "field"), [([""], "$.question"), ([HEART, " "], "$.question[1]"), (["", HEART], "$.question[0]")]
+)
+async def test_route_names_the_empty_question(questions: list[str], field: str, parts: Parts) -> None:
+    """An empty question among several is refused with its place."""
+    with pytest.raises(InvalidRequest) as caught:
+        await parts.pipeline.route(questions)
+    assert caught.value.field == field
+
+
+async def test_complete_continues_a_raw_prompt(parts: Parts) -> None:
+    """A raw prompt goes to the engine as it stands: no template and no chat; the usage comes last."""
+    adapter = parts.pipeline.catalog.entries["oncology"].adapter
+    events = [event async for event in parts.pipeline.complete("a<b", adapter, SamplingOverrides())]
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "oncology:a<b"
+    assert events[-1] == Usage(3, 12)
+    events = [event async for event in parts.pipeline.complete("ab", None, SamplingOverrides(max_tokens=2))]
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "ba"
+
+
+async def test_complete_refuses_what_it_can_not_continue(make_parts: MakeParts) -> None:
+    """An empty prompt, and one that leaves no room, are refused with the prompt's field."""
+    parts = make_parts(engine=EchoEngine(max_model_len=4))
+    for text, error in (("", InvalidRequest), ("abcd", PromptTooLong)):
+        with pytest.raises(error) as caught:
+            await anext(parts.pipeline.complete(text, None, SamplingOverrides()))
+        assert caught.value.field == "$.prompt"
+
+
+async def test_closing_a_completion_aborts(make_parts: MakeParts) -> None:
+    """Whoever stops listening to a completion stops its generation."""
+    parts = make_parts(engine=EchoEngine(pause=0.001))
+    async with aclosing(parts.pipeline.complete("abc", None, SamplingOverrides())) as deltas:
+        await anext(deltas)
+    assert (parts.engine.running, parts.engine.aborted) == (0, 1)
