@@ -20,6 +20,7 @@ class Reference:
     """The base model with every adapter, one active at a time."""
 
     def __init__(self, names: list[str]) -> None:
+        torch.set_num_threads(1)  # on cores that a server uses too, more only wait for each other
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
         base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
         self._model: Any = None
