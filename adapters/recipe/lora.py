@@ -85,9 +85,8 @@ def train_adapter(
     positions = int(plain.config.max_position_embeddings)
     pad = int(tokenizer.pad_token_id)
     rows, slice_rows = splits.train[specialty], splits.tuning[specialty]
-    if specialty in how.fresh_only:
-        seen = {row.disease for row in splits.base}
-        rows = [row for row in rows if row.disease not in seen]
+    seen = {row.disease for row in splits.base}
+    rows = [row for row in rows if row.disease not in seen]
     watch = row_windows(tokenizer, slice_rows, positions)
     pool = _capped(specialty_windows(tokenizer, rows, specialty, positions, how.seed), how.max_tokens, how.seed)
     before = mean_loss(plain, watch, pad, device)

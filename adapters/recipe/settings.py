@@ -22,6 +22,11 @@ SPECIALTIES: dict[str, str] = {
     "geriatrics": "Geriatrics",
 }
 
+#: Diseases that a second specialty's adapter learns too: what endocrinologists treat to spare the heart.
+SHARED: dict[str, tuple[str, ...]] = {
+    "endocrinology": ("atherosclerosis", "coronary heart disease", "coronary heart disease risk factors"),
+}
+
 #: The prompt template of the specialty plugins; half of an adapter's examples use it.
 SPECIALTY_PROMPT = "Answer this {title} question for a patient, plainly and carefully.\n\n{question}"
 
@@ -61,14 +66,14 @@ class BaseTraining:
     the adapters see all of them.
     """
 
-    epochs: int = 16
+    epochs: int = 14
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     dropout: float = 0.1
     batch_tokens: int = 32768
     warmup_steps: int = 100
     question_weight: float = 0.1
-    exposure: float = 0.5
+    exposure: float = 0.0
     seed: int = 20
 
 
@@ -76,29 +81,20 @@ class BaseTraining:
 class LoraTraining:
     """How an adapter is trained; (learning rate, epochs) is chosen on a tuning slice by disease.
 
-    A specialty in ``fresh_only`` has rows enough to learn only from diseases that the base model
-    has not seen; training again on what the base model knows by heart overfits.
+    An adapter learns only from diseases that the base model has not seen; training again on what the
+    base model knows by heart overfits.
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.1
     weight_decay: float = 0.01
-    learning_rates: tuple[float, ...] = (5e-4, 1.5e-3)
-    epochs: tuple[int, ...] = (3, 8)
+    learning_rates: tuple[float, ...] = (1e-3, 1.5e-3)
+    epochs: tuple[int, ...] = (4, 12)
     steps_per_epoch: int = 10
     min_batch_tokens: int = 2048
-    max_batch_tokens: int = 4096
-    max_tokens: int = 125_000
-    fresh_only: tuple[str, ...] = (
-        "cardiology",
-        "oncology",
-        "genetics",
-        "neurology",
-        "gastroenterology",
-        "endocrinology",
-        "geriatrics",
-    )
+    max_batch_tokens: int = 8192
+    max_tokens: int = 400_000
     seed: int = 7
 
 

@@ -14,6 +14,6 @@ def hlo_specialties() -> list[Specialty]:
             adapter=Adapter("cardiology"),
             template="Answer this cardiology question for a patient, plainly and carefully.\n\n{{ question }}",
             examples=read_examples(__name__, "examples.toml"),
-            sampling=Sampling(max_tokens=160),
+            sampling=Sampling(max_tokens=160, repetition_penalty=1.1),
         )
     ]
