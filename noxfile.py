@@ -52,7 +52,8 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types with mypy --strict."""
     heavy = ("transformers", "sentence-transformers")  # not looked into, and large
-    wanted = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["otel"], "tokenizers"]
     light = [one for one in wanted if re.split(r"[<>=\[ ]", one)[0] not in heavy]
     session.install(*light, *QUALITY, *(one for one in TESTING if not one.startswith("peft")), "nox", "types-psutil")
     session.install("--no-deps", "-e", ".")
