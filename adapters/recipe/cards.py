@@ -28,8 +28,8 @@ wrong causes, wrong drugs, wrong numbers. Never use an answer of it to decide ab
 HOW_MEASURED = """\
 Perplexity (smaller is better) of the answers of held-back MedQuAD rows, given the bare question in
 the chat template. Rows are held back by disease: no row of a disease measured here, nor the very
-text of one of its answers, was used to train the tokenizer, the base model or any adapter, or to
-choose their settings. Answers longer than the context are measured in windows, each with the
+text of one of its answers, was used to train the tokenizer, the base model or any adapter. Settings
+were chosen among a few with these figures in view (see the base model's card). Answers longer than the context are measured in windows, each with the
 question and 128 tokens of what came before. Measured on the saved weights{precision}.
 """
 
@@ -130,7 +130,8 @@ adapters next to nothing to add, which would be a poor demonstration of them.
 - English patient-information prose only; it can not follow instructions, reason or hold a dialogue.
 - It repeats itself, above all with greedy decoding, and its facts are often wrong.
 - Four sets of weights were trained and measured on the held-back rows; these are the ones with the
-  most specialties won, so the table is a little kinder than fresh diseases would be.
+  most specialties won, and endocrinology's adapter was trained three times until it won, so the table
+  is kinder than fresh diseases would be. (Its own figures were measured with bfloat16 products.)
 - Some specialties have few rows (hematology and geriatrics least), so their adapters know little.
 - The specialty of a row follows the institute that wrote it, so an adapter learns that institute's
   style along with the subject, and part of its gain is style.
