@@ -29,7 +29,8 @@ HOW_MEASURED = """\
 Perplexity (smaller is better) of the answers of held-back MedQuAD rows, given the bare question in
 the chat template. Rows are held back by disease: no row of a disease measured here, nor the very
 text of one of its answers, was used to train the tokenizer, the base model or any adapter. Settings
-were chosen among a few with these figures in view (see the base model's card). Answers longer than the context are measured in windows, each with the
+were chosen among a few with these figures in view (see the base model's card). Answers longer
+than the context are measured in windows, each with the
 question and 128 tokens of what came before. Measured on the saved weights{precision}.
 """
 
