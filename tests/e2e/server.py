@@ -52,20 +52,31 @@ class Server(Struct, frozen=True):
             time.sleep(0.1)
 
 
-@contextmanager
-def running(folder: Path, **environment: str) -> Iterator[Server]:
-    """Start a server with its files in `folder`, and stop it. It must leave no process and print no traceback."""
-    log = folder / "server.log"
+def settings_only(folder: Path, **environment: str) -> dict[str, str]:
+    """This process's environment with no HLO setting but a cache in `folder`, and `environment`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
+    return clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment
+
+
+def spawn(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a server process in `folder`; the process, and the file that has all it writes."""
+    log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "hlo", "serve", "--port", "0"],
             cwd=folder,
-            env=clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment,
+            env=settings_only(folder, **environment),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    return process, log
+
+
+@contextmanager
+def running(folder: Path, **environment: str) -> Iterator[Server]:
+    """Start a server with its files in `folder`, and stop it. It must leave no process and print no traceback."""
+    process, log = spawn(folder, **environment)
     try:
         yield Server(_wait_ready(process, log), process, log)
         if process.poll() is None:

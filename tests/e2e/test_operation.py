@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.reference import ADAPTERS
-from tests.e2e.server import Server, running, stop
+from tests.e2e.server import Server, running, settings_only, spawn, stop
 from tests.e2e.test_answers import ASKED, SPECIALTIES, events
 
 
@@ -88,11 +87,10 @@ def _finishes_what_it_began(server: Server) -> None:
 
 
 def _hlo(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
     return subprocess.run(
         [sys.executable, "-m", "hlo", *arguments],
         cwd=cwd,
-        env=clean | {"HLO_CACHE_DIR": str(cwd / "cache")} | environment,
+        env=settings_only(cwd, **environment),
         capture_output=True,
         text=True,
         timeout=300,
@@ -152,17 +150,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(server: Server, tmp_path
 def test_a_server_told_to_stop_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     """SIGINT during start-up ends the server, without orphans."""
     assert torch.__version__
-    log = tmp_path / "server.log"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hlo", "serve", "--port", "0"],
-            cwd=tmp_path,
-            env=clean | {"HLO_CACHE_DIR": str(tmp_path / "cache")},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process, log = spawn(tmp_path)
     while "starting the engine" not in log.read_text(errors="replace"):
         assert process.poll() is None, log.read_text(errors="replace")
         threading.Event().wait(0.2)
