@@ -53,7 +53,7 @@ class Server(Struct, frozen=True):
 
 
 def settings_only(folder: Path, **environment: str) -> dict[str, str]:
-    """This process's environment with no HLO setting but a cache in `folder`, and `environment`."""
+    """The process's environment with no HLO setting but a cache in `folder`, and `environment`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
     return clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment
 
