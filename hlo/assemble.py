@@ -13,7 +13,7 @@ from msgspec import Struct
 import hlo
 from hlo import catalog, plugins
 from hlo.catalog import Catalog
-from hlo.contracts import Encoder, Engine
+from hlo.contracts import Encoder, Engine, EngineOptions
 from hlo.errors import HLOError, PluginError, SettingsError
 from hlo.generation import adapters, base_model, prompting
 from hlo.generation.base_model import BaseModel
@@ -194,7 +194,7 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog) -> 
     if versions and vllm_engine.needs_null(chosen):
         store = settings.cache_dir.expanduser()
         null = await asyncio.to_thread(adapters.null, model.linears, model.name, frozenset(kinds), store)
-    options = vllm_engine.VllmOptions(
+    options = EngineOptions(
         model=model.folder,
         name=model.name,
         device=chosen,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
@@ -36,8 +37,34 @@ class Encoder(Protocol):
         """
 
 
+class EngineOptions(Struct, frozen=True):
+    """How an engine is to run. Lengths are in tokens; `slots` counts adapters on the device, `rank` is the highest.
+
+    `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
+    adapter that changes nothing, for an engine that can not compute a request without one right beside others.
+    """
+
+    model: Path
+    name: str
+    device: Literal["cpu", "cuda"]
+    dtype: str
+    quantization: str
+    slots: int
+    rank: int
+    kinds: tuple[str, ...]
+    null: AdapterVersion | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_queued_requests: int | None = None
+    gpu_memory_utilization: float = 0.9
+    cpu_kv_cache_gib: int = 1
+    enforce_eager: bool = False
+    shutdown_grace_s: int = 20
+    log_level: str = "warning"
+
+
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kv_cache_tokens` is None if unknown."""
+    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds` are those that adapters may touch."""
 
     engine: str
     version: str
@@ -49,6 +76,7 @@ class EngineInfo(Struct, frozen=True):
     max_model_len: int
     max_adapters: int
     max_lora_rank: int
+    kinds: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -78,3 +106,7 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop, leaving no process behind. Safe to call twice."""
+
+
+StartEngine = Callable[[EngineOptions], Awaitable[Engine]]
+"""Starts an engine; may take minutes. Raises `SettingsError`, `ModelError` or `EngineError`."""

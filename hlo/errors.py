@@ -7,6 +7,9 @@ HLOError
 │   ├── UnknownAdapter     an adapter was named that is not loaded
 │   └── PromptTooLong      prompt and answer together do not fit the model's context
 ├── OutOfScope             the question belongs to no installed specialty, and the operator chose to refuse those
+├── QuestionRefused        a plugin refused the question
+├── AdminRefused           an admin route was called without the admin key
+├── HubError               a model hub's repository can not be had, or is not what was pinned
 ├── PluginError            a plugin, or a specialty that it offers, can not be used
 ├── AdapterError           an adapter's files can not be used with this base model
 ├── ModelError             the base model can not be found or read
@@ -60,6 +63,18 @@ class PromptTooLong(InvalidRequest):
 
 class OutOfScope(HLOError):
     """The question belongs to no installed specialty, and the operator chose to refuse those."""
+
+
+class QuestionRefused(HLOError):
+    """A plugin refused the question; the message is the plugin's, for the one who asked."""
+
+
+class AdminRefused(HLOError):
+    """An admin route was called without the admin key."""
+
+
+class HubError(HLOError):
+    """A model hub's repository can not be had, or is not what was pinned."""
 
 
 class PluginError(HLOError):

@@ -170,7 +170,7 @@ class Pipeline:
         """The pinned specialty, or the router's decision."""
         if question.specialty is not None:
             self.catalog.find(question.specialty, field="$.specialty")
-            return Route("routed", question.specialty, pinned=True)
+            return Route("routed", question.specialty, pinned_by="request")
         with self._tracing.span("hlo.route", within) as span:
             clock = time.perf_counter()
             route = await self._router.route(question.text)

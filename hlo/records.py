@@ -64,8 +64,9 @@ class Question(Struct, frozen=True):
 class Adapter(Struct, frozen=True):
     """Where a specialty's LoRA weights lie, as a plugin declares it.
 
-    `reference` is a folder inside `package` (when `package` is given), else a name under `HLO_ADAPTER_PATH`, or an
-    absolute path. The folder holds PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
+    `reference` is a folder inside `package` (when `package` is given), else a name under `HLO_ADAPTER_PATH`, an
+    absolute path, or `hf://org/repo@revision` with an optional folder after it, as huggingface_hub writes such paths.
+    The folder holds PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
     """
 
     reference: str
@@ -76,7 +77,7 @@ class AdapterVersion(Struct, frozen=True):
     """One checked, immutable version of an adapter, known by name and content hash.
 
     `path` is HLO's own copy, in a folder named by the hash, so that nobody changes it under a running engine.
-    `modules` are the kinds of layer that it touches (`q_proj`, …); `size` is in bytes.
+    `modules` are the kinds of layer that it touches (`q_proj`, …); `size` is in bytes. `source` is where it was found.
     """
 
     name: str
@@ -85,6 +86,7 @@ class AdapterVersion(Struct, frozen=True):
     rank: int
     modules: tuple[str, ...]
     size: int
+    source: str = ""
 
     @property
     def engine_name(self) -> str:
@@ -121,12 +123,16 @@ class Specialty(Struct, frozen=True):
 
 
 class Offer(Struct, frozen=True):
-    """What one plugin offered. `distribution` and `version` say which installed package it came from."""
+    """What one plugin offered. `distribution` and `version` say which installed package it came from.
+
+    `origin` is where that package was installed from, after its direct_url.json (PEP 610); empty: an index.
+    """
 
     plugin: str
     distribution: str
     version: str
     specialties: tuple[Specialty, ...]
+    origin: str = ""
 
 
 class Refusal(Struct, frozen=True):
@@ -149,14 +155,15 @@ class Route(Struct, frozen=True):
     """The router's decision with all scores, best first. `specialty` is None only when the question is out of scope.
 
     `margin` is the lead of the best specialty over the second (the best score itself where there is no second).
-    A pinned route was asked for by name: nothing was scored.
+    A pinned route was asked for by name, and nothing was scored: `pinned_by` is `request`, or the name of the plugin
+    whose `hlo_question` asked for it.
     """
 
     status: RouteStatus
     specialty: str | None
     scores: tuple[Score, ...] = ()
     margin: float = 0.0
-    pinned: bool = False
+    pinned_by: str | None = None
 
 
 class Prompt(Struct, frozen=True):
@@ -189,8 +196,30 @@ class Timings(Struct, frozen=True):
     total_ms: float
 
 
+class Screening(Struct, frozen=True):
+    """What a plugin says of a question before it is routed. Empty fields say nothing.
+
+    `notice` is put ahead of the answer, whoever gives it. `specialty` pins a specialty by name, unless the request
+    pinned one; the first plugin that pins wins. `refusal` refuses the question, in words for the one who asked.
+    """
+
+    notice: str = ""
+    specialty: str | None = None
+    refusal: str = ""
+
+
+class Notice(Struct, frozen=True):
+    """A text that a plugin put ahead of an answer."""
+
+    plugin: str
+    text: str
+
+
 class Answer(Struct, frozen=True):
-    """A finished answer and everything that produced it. `adapter` is None when the base model answered."""
+    """A finished answer and everything that produced it. `adapter` is None when the base model answered.
+
+    `text` begins with the notices, each a paragraph of its own, so that no client can show the answer without them.
+    """
 
     text: str
     route: Route
@@ -201,3 +230,13 @@ class Answer(Struct, frozen=True):
     timings: Timings
     finish_reason: FinishReason
     trace_id: str
+    notices: tuple[Notice, ...] = ()
+
+
+class Finding(Struct, frozen=True):
+    """One thing that was looked at by a command that examines. `remedy` says what to do, where there is something."""
+
+    topic: str
+    state: Literal["ok", "warning", "trouble"]
+    text: str
+    remedy: str = ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from hlo.errors import SettingsError
@@ -70,12 +70,38 @@ class Settings(BaseSettings):
     )
 
     # The engine
+    engine: str = Field(
+        default="auto", description="vllm, transformers, or what a plugin offers; auto: vllm where it is installed."
+    )
+    max_lora_rank: int = Field(default=64, ge=1, description="Highest rank of an adapter; one above it is refused.")
+    spare_adapters: int = Field(
+        default=2, ge=0, description="Adapters beyond those at start for which the engine keeps room, for reloads."
+    )
     max_model_len: int | None = Field(default=None, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Most requests in one batch.")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory to use.")
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
     max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+
+    # Plugins
+    plugins: str = Field(
+        default="",
+        description="Plugins to load, by name, with commas between; `-name` leaves one out. Empty: all installed.",
+    )
+    plugin_timeout_s: float = Field(
+        default=20.0, gt=0, description="Seconds that a plugin may take to be imported and to say what it offers."
+    )
+    question_timeout_s: float = Field(
+        default=1.0, gt=0, description="Seconds that a plugin may take to look at a question."
+    )
+    mode: Literal["development", "production"] = Field(
+        default="development",
+        description="In production, what comes from a model hub must be pinned: by a commit, or in the lock file.",
+    )
+    lock_file: Path = Field(
+        default=Path("hlo.lock"), description="Where `hlo models fetch` writes the commits and hashes that it fetched."
+    )
 
     # Routing
     encoder: str = Field(
@@ -96,6 +122,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Largest request body.")
     max_question_chars: int = Field(default=4000, ge=1, description="Longest question, in characters.")
     max_batch_questions: int = Field(default=256, ge=1, description="Most questions in one `/route` request.")
+    admin_key: SecretStr | None = Field(
+        default=None, min_length=16, description="Key for the admin routes; without one they are off."
+    )
     shutdown_grace_s: int = Field(default=20, ge=0, description="Seconds in which running answers may finish.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
 
@@ -123,6 +152,10 @@ class Settings(BaseSettings):
         return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
 
 
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+PUBLIC = tuple(name for name in Settings.model_fields if name not in SECRETS)
+
+
 def load_settings(**arguments: Any) -> Settings:
     """Read the settings. `arguments` (None means not given) come before everything else. Raises `SettingsError`."""
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -132,8 +165,9 @@ def load_settings(**arguments: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "settings"
+        got = "" if any(place.lower().endswith(name) for name in SECRETS) else f"; got {first['input']!r}"
         raise SettingsError(
-            f"Setting `{place}`: {first['msg']}; got {first['input']!r}." if first["loc"] else f"{first['msg']}.",
+            f"Setting `{place}`: {first['msg']}{got}." if first["loc"] else f"{first['msg']}.",
             remedy="`hlo serve --help` lists what each setting takes.",
         ) from error
 

@@ -17,18 +17,19 @@ ROOT = Path(hlo.__file__).parent
 # From the highest to the lowest; the members of one line are equals and never import each other.
 LAYERS = (
     ("cli",),
-    ("service",),
+    ("service", "testing"),
+    ("reload",),
     ("assemble",),
     ("pipeline",),
-    ("routing", "generation", "telemetry", "plugins", "catalog", "testing"),
+    ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),
-    ("contracts", "settings"),
+    ("contracts", "settings", "hub"),
     ("records", "errors"),
 )
 RANK = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 FACE = ("__init__", "__main__")
 # Only what stands above every module that the face imports may import the face.
-ABOVE_THE_FACE = ("cli", "service", "assemble", "pipeline")
+ABOVE_THE_FACE = ("cli", "service", "testing", "reload", "assemble", "pipeline")
 ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "vllm": "generation/vllm_engine.py",
     "sentence_transformers": "routing/sentence_encoder.py",
@@ -36,7 +37,8 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "opentelemetry.sdk": "telemetry/",
     "opentelemetry.exporter": "telemetry/",
     "transformers": "generation/",
-    "huggingface_hub": ("generation/", "routing/"),
+    "huggingface_hub": "hub.py",
+    "peft": "generation/transformers_engine.py",
     "uvicorn": "service/",
     "prometheus_client": "telemetry/",
     "jinja2": "generation/",

@@ -71,7 +71,7 @@ async def test_each_answer_has_its_own_trace(parts: Parts) -> None:
 async def test_a_pinned_specialty_answers(parts: Parts) -> None:
     """A pinned specialty answers whatever the question is, and nothing is scored."""
     answer = await ask(parts, Question(HEART, "oncology"))
-    assert (answer.specialty, answer.route) == ("oncology", Route("routed", "oncology", pinned=True))
+    assert (answer.specialty, answer.route) == ("oncology", Route("routed", "oncology", pinned_by="request"))
     assert answer.text.startswith("oncology:<oncology: ")
 
 

@@ -11,27 +11,18 @@ from typing import Any, Literal
 
 import click
 import msgspec
-from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hlo.cli.options import read, settings_options
 from hlo.errors import HLOError
+from hlo.records import Finding
 from hlo.settings import Settings
 
 _GIB = 2**30
 State = Literal["ok", "warning", "trouble"]
 _STYLE = {"ok": "green", "warning": "yellow", "trouble": "red"}
-
-
-class Finding(Struct, frozen=True):
-    """One thing that was looked at. `remedy` says what to do, where there is something to do."""
-
-    topic: str
-    state: State
-    text: str
-    remedy: str = ""
 
 
 @click.command("doctor")

@@ -8,16 +8,19 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
-from hlo.settings import Settings, load_settings
+from hlo.settings import PUBLIC, Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def settings_options(*names: str) -> Callable[[F], F]:
-    """Add an option for each named setting (all, when none is named), with the setting's own help and default."""
+    """Add an option for each named setting, with the setting's own help and default.
+
+    All of them, when none is named, but for secrets: everybody on a machine sees a command's arguments.
+    """
 
     def decorate(function: F) -> F:
-        for name in reversed(names or tuple(Settings.model_fields)):
+        for name in reversed(names or PUBLIC):
             field = Settings.model_fields[name]
             default = field.get_default()
             shown = "" if default is None or default == "" else f"  [default: {default}]"

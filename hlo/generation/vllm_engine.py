@@ -16,43 +16,14 @@ import json
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from msgspec import Struct
-
-from hlo.contracts import EngineInfo
+from hlo.contracts import EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, ModelError, Overloaded, SettingsError
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
 # Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-class VllmOptions(Struct, frozen=True):
-    """How to run vLLM. Lengths are in tokens; `slots` counts adapters on the device, `rank` is the highest of them.
-
-    `kinds` are the kinds of linear layer that adapters touch: vLLM runs LoRA kernels on these alone. `null` stands in
-    for "no adapter" where `needs_null` says so.
-    """
-
-    model: Path
-    name: str
-    device: Literal["cpu", "cuda"]
-    dtype: str
-    quantization: str
-    slots: int
-    rank: int
-    kinds: tuple[str, ...]
-    null: AdapterVersion | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    max_queued_requests: int | None = None
-    gpu_memory_utilization: float = 0.9
-    cpu_kv_cache_gib: int = 1
-    enforce_eager: bool = False
-    shutdown_grace_s: int = 20
-    log_level: str = "warning"
 
 
 def version() -> str | None:
@@ -75,7 +46,7 @@ def needs_null(device: str) -> bool:
 class VllmEngine:
     """vLLM behind HLO's `Engine` protocol. Made by `VllmEngine.start`."""
 
-    def __init__(self, llm: Any, options: VllmOptions) -> None:
+    def __init__(self, llm: Any, options: EngineOptions) -> None:
         self._llm = llm
         self._options = options
         self._ids = itertools.count(1)
@@ -94,10 +65,11 @@ class VllmEngine:
             max_model_len=int(config.model_config.max_model_len),
             max_adapters=options.slots,
             max_lora_rank=int(config.lora_config.max_lora_rank) if config.lora_config else 0,
+            kinds=options.kinds,
         )
 
     @classmethod
-    async def start(cls, options: VllmOptions) -> VllmEngine:
+    async def start(cls, options: EngineOptions) -> VllmEngine:
         """Load the model and start the engine process; takes tens of seconds, in a thread of its own.
 
         Raises `SettingsError`, `ModelError` or `EngineError`.
@@ -251,7 +223,7 @@ class VllmEngine:
             await self._llm.remove_lora(number)
 
 
-def _prepare_environment(options: VllmOptions) -> None:
+def _prepare_environment(options: EngineOptions) -> None:
     """Settings that vLLM takes from the environment only. What the operator has set there stays."""
     # The child must not be forked from a process that has threads and perhaps a GPU context.
     os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
@@ -263,7 +235,7 @@ def _prepare_environment(options: VllmOptions) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def _check_quantization(options: VllmOptions) -> None:
+def _check_quantization(options: EngineOptions) -> None:
     """bitsandbytes in 8 bit needs a checkpoint saved in int8; on any other, vLLM would silently make 4 bit of it."""
     if options.quantization != "bitsandbytes":
         return
@@ -283,7 +255,7 @@ def _check_quantization(options: VllmOptions) -> None:
         ) from error
 
 
-def _construct(options: VllmOptions) -> Any:
+def _construct(options: EngineOptions) -> Any:
     """Build AsyncLLM; blocks until the engine process is up."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM

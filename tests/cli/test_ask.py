@@ -15,7 +15,7 @@ ROUTE = {
     "specialty": "cardiology",
     "scores": [{"specialty": "cardiology", "score": 0.75}],
     "margin": 0.5,
-    "pinned": False,
+    "pinned_by": None,
 }
 ANSWER: dict[str, Any] = {
     "answer": "Rest, ätsch.\n",

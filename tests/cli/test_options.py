@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from hlo.cli.options import read, settings_options
-from hlo.settings import Settings
+from hlo.settings import PUBLIC, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ALL = list(Settings.model_fields)
+ALL = list(PUBLIC)
 
 
 def options(command: click.Command) -> dict[str, click.Option]:

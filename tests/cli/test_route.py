@@ -15,7 +15,7 @@ PROBLEM = {"type": "urn:hlo:problem:not-ready", "status": 503, "detail": "It is 
 
 def route(status: str = "routed", specialty: str | None = "cardiology") -> dict[str, Any]:
     scores = [{"specialty": "cardiology", "score": 0.75}, {"specialty": "oncology", "score": -0.25}]
-    return {"status": status, "specialty": specialty, "scores": scores, "margin": 1.0, "pinned": False}
+    return {"status": status, "specialty": specialty, "scores": scores, "margin": 1.0, "pinned_by": None}
 
 
 def test_routes_are_drawn(hlo: Hlo, stub: Stub) -> None:

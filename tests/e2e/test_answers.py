@@ -94,7 +94,7 @@ def test_a_pinned_specialty_skips_routing(server: Server) -> None:
         "specialty": "neurology",
         "scores": [],
         "margin": 0.0,
-        "pinned": True,
+        "pinned_by": "request",
     }
 
 

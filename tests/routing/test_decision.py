@@ -38,7 +38,7 @@ SCORES = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(-1
 def test_decisions(scores: dict[str, float], status: str, specialty: str | None) -> None:
     """A score at its threshold is in scope, a lead at its threshold is clear, and equal scores go by name."""
     route = decide([Score(name, score) for name, score in scores.items()], THRESHOLDS)
-    assert (route.status, route.specialty, route.pinned) == (status, specialty, False)
+    assert (route.status, route.specialty, route.pinned_by) == (status, specialty, None)
 
 
 def test_no_margin_is_asked_for() -> None:

@@ -60,7 +60,7 @@ def test_ask_pinned_and_overridden(client: Client) -> None:
             "stop": ["x"],
         },
     ).json()
-    assert (body["answer"], body["finish_reason"], body["route"]["pinned"]) == ("onc", "length", True)
+    assert (body["answer"], body["finish_reason"], body["route"]["pinned_by"]) == ("onc", "length", "request")
 
 
 def test_ask_base(client: Client) -> None:
