@@ -64,7 +64,7 @@ class EngineOptions(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds` are those that adapters may touch."""
+    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`: see `EngineOptions`."""
 
     engine: str
     version: str
