@@ -36,7 +36,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
-    _install(session, *TESTING)
+    _install(session, *TESTING, *QUALITY, "hatchling>=1.27,<2")
     session.run("python", "-m", "pytest", *session.posargs)
 
 

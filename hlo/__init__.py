@@ -5,19 +5,21 @@ These are the names that plugin authors and callers use. Importing this module l
 
 from hlo.errors import HLOError
 from hlo.hookspecs import hookimpl
-from hlo.plugins import read_examples
+from hlo.plugins.examples import read_examples
 from hlo.records import (
     Adapter,
     AdapterVersion,
     Answer,
     Delta,
     Embeddings,
+    Notice,
     Prompt,
     Question,
     Route,
     Sampling,
     SamplingOverrides,
     Score,
+    Screening,
     Specialty,
     Timings,
     Usage,
@@ -32,12 +34,14 @@ __all__ = [
     "Delta",
     "Embeddings",
     "HLOError",
+    "Notice",
     "Prompt",
     "Question",
     "Route",
     "Sampling",
     "SamplingOverrides",
     "Score",
+    "Screening",
     "Specialty",
     "Timings",
     "Usage",

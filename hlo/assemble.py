@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from msgspec import Struct
 
 import hlo
 from hlo import catalog, plugins
-from hlo.catalog import Catalog
-from hlo.contracts import Encoder, Engine, EngineOptions
+from hlo.catalog import Catalog, Entry
+from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
+from hlo.edition import Edition
 from hlo.errors import HLOError, PluginError, SettingsError
 from hlo.generation import adapters, base_model, prompting
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
 from hlo.generation.prompting import Tokenizer
+from hlo.hub import Hub, Lock
 from hlo.pipeline import Pipeline, Policy
+from hlo.plugins import Hooks
+from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Specialty
 from hlo.routing import prototypes
 from hlo.routing.batching import BatchingEncoder
@@ -33,6 +37,7 @@ from hlo.telemetry.tracing import Tracing
 logger = logging.getLogger("hlo")
 
 Report = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Runtime(Struct, frozen=True):
@@ -40,17 +45,18 @@ class Runtime(Struct, frozen=True):
 
     settings: Settings
     model: BaseModel
-    encoder: Encoder
+    encoder: BatchingEncoder
+    tokenizer: Tokenizer
     pipeline: Pipeline
     metrics: Metrics
-    _router: Router
-    _tracing: Tracing
+    tracing: Tracing
 
     async def close(self) -> None:
-        """Stop the engine and the encoder; nothing is left behind."""
-        self._router.close()
+        """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
+        self.encoder.close()
         await self.pipeline.engine.close()
-        self._tracing.close()
+        await asyncio.to_thread(self.pipeline.edition.hooks.close, self.settings.shutdown_grace_s)
+        self.tracing.close()
 
 
 async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
@@ -59,43 +65,47 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     report("looking for the base model")
     model = await asyncio.to_thread(find_model, settings)
     report("checking plugins and adapters")
-    found = await asyncio.to_thread(collect, settings, model)
+    found, hooks = await asyncio.to_thread(collect, settings, model)
     report("loading the encoder")
-    encoder = await asyncio.to_thread(load_encoder, settings)
+    encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
     report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
     tokenizer = await asyncio.to_thread(load_tokenizer, model)
-    engine, (vectors, unroutable) = await asyncio.gather(
-        start_engine(settings, model, found),
-        asyncio.to_thread(embed, [entry.specialty for entry in found.entries.values()], encoder),
+    specialties = [entry.specialty for entry in found.entries.values()]
+    engine, (vectors, unroutable) = await _both(
+        start_engine(settings, model, found, hooks), embed(specialties, encoder)
     )
     try:
         found = catalog.keep(found, unroutable)
         report("loading the adapters and checking that each changes the output")
-        found = catalog.keep(found, await load_adapters(found, engine, tokenizer))
+        errors = {name: await load(found.entries[name], engine, tokenizer) for name in found.entries}
+        found = catalog.keep(found, {name: error for name, error in errors.items() if error is not None})
     except BaseException:
         await engine.close()
         raise
-    for refusal in found.refusals:
-        logger.warning("refused %s: %s %s", refusal.specialty or refusal.plugin, refusal.reason, refusal.remedy)
-    metrics.catalog(served=len(found.entries), refused=len(found.refusals))
-    router = make_router(settings, encoder, vectors, tuple(found.entries))
-    pipeline = Pipeline(found, router, tokenizer, engine, policy(settings), metrics, tracing)
-    return Runtime(settings, model, encoder, pipeline, metrics, router, tracing)
+    edition = make_edition(
+        settings, found, encoder, vectors, HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
+    )
+    announce(found, metrics)
+    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing)
+    return Runtime(settings, model, encoder, tokenizer, pipeline, metrics, tracing)
 
 
-async def assemble_router(settings: Settings) -> Router:
-    """A router alone, over all that plugins offer; no model, adapter or engine is touched. Raises `HLOError`."""
-    declared = await asyncio.to_thread(declarations)
-    encoder = await asyncio.to_thread(load_encoder, settings)
-    vectors, _ = await asyncio.to_thread(embed, declared, encoder)
-    return make_router(settings, encoder, vectors, tuple(vectors.names))
+async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
+    """A router alone, over all that plugins offer; no model, adapter or engine is touched. Raises `HLOError`.
+
+    Close the encoder when done.
+    """
+    declared, hooks = await asyncio.to_thread(declarations, settings)
+    encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
+    vectors, _ = await embed(declared, encoder)
+    return Router(encoder, vectors, thresholds(settings)), encoder
 
 
-def declarations() -> tuple[Specialty, ...]:
-    """Every specialty whose declaration holds, whether or not its adapter does."""
-    offers, _ = plugins.collect(plugins.installed())
+def declarations(settings: Settings) -> tuple[tuple[Specialty, ...], Hooks]:
+    """Every specialty whose declaration holds, whether or not its adapter does, and the plugins' hooks."""
+    discovery = plugins.discover(plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s)
     found: dict[str, Specialty] = {}
-    for offer in offers:
+    for offer in discovery.offers:
         for specialty in offer.specialties:
             try:
                 catalog.check_declaration(specialty)
@@ -103,7 +113,14 @@ def declarations() -> tuple[Specialty, ...]:
                 logger.warning("refused %s: %s", offer.plugin, error)
             else:
                 found.setdefault(specialty.name, specialty)
-    return tuple(found.values())
+    return tuple(found.values()), discovery.hooks
+
+
+def announce(found: Catalog, metrics: Metrics) -> None:
+    """Log what was refused, and count what is served."""
+    for refusal in found.refusals:
+        logger.warning("refused %s: %s %s", refusal.specialty or refusal.plugin, refusal.reason, refusal.remedy)
+    metrics.catalog(served=len(found.entries), refused=len(found.refusals))
 
 
 def find_model(settings: Settings) -> BaseModel:
@@ -113,7 +130,7 @@ def find_model(settings: Settings) -> BaseModel:
             "HLO_MODEL is not set: serving the embedded demonstration model %s, which knows no medicine worth trusting",
             base_model.EMBEDDED_NAME,
         )
-    return base_model.find(settings.model, settings.revision, name=settings.base_name)
+    return base_model.find(settings.model, settings.revision, name=settings.base_name, hub=hub(settings))
 
 
 def search_path(settings: Settings, model: BaseModel) -> tuple[Path, ...]:
@@ -128,9 +145,17 @@ def search_path(settings: Settings, model: BaseModel) -> tuple[Path, ...]:
     return (own, embedded)
 
 
-def collect(settings: Settings, model: BaseModel) -> Catalog:
-    """Ask the installed plugins, and check what they offer against the base model."""
-    search, store = search_path(settings, model), settings.cache_dir.expanduser()
+def hub(settings: Settings) -> Hub:
+    """The model hub, with what the lock file pins. Raises `HubError`."""
+    return Hub(Lock.read(settings.lock_file), production=settings.mode == "production")
+
+
+def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tuple[Catalog, Hooks]:
+    """Ask the installed plugins, and check what they offer against the base model.
+
+    `fresh` imports them anew, for a reload.
+    """
+    search, store, remote = search_path(settings, model), settings.cache_dir.expanduser(), hub(settings)
 
     def check(specialty: Specialty) -> AdapterVersion:
         prompting.check_template(specialty.template)
@@ -139,17 +164,25 @@ def collect(settings: Settings, model: BaseModel) -> Catalog:
                 f"`{specialty.name}` has no routing examples, so no question would go there.",
                 remedy="Declare `examples` or `embeddings`.",
             )
-        folder = adapters.locate(specialty.adapter, search)
-        return adapters.check(folder, specialty.name, model.linears, model.name, store)
+        located = adapters.locate(specialty.adapter, search, remote)
+        return adapters.check(
+            located, specialty.name, model.linears, model.name, store, max_rank=settings.max_lora_rank
+        )
 
-    return catalog.build(*plugins.collect(plugins.installed()), check)
+    found = plugins.discover(
+        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh
+    )
+    return catalog.build(found.offers, found.refusals, check, found.off), found.hooks
 
 
-def load_encoder(settings: Settings) -> Encoder:
-    """The sentence encoder. Raises `EncoderError`."""
+def load_encoder(settings: Settings, hooks: Hooks) -> Encoder:
+    """A plugin's encoder, or a sentence encoder. Raises `EncoderError` or `PluginError`."""
+    offered = hooks.find_encoder(settings.encoder)
+    if offered is not None:
+        return offered
     from hlo.routing.sentence_encoder import SentenceEncoder
 
-    return SentenceEncoder.load(settings.encoder, settings.encoder_threads)
+    return SentenceEncoder.load(settings.encoder, settings.encoder_threads, hub(settings))
 
 
 def load_tokenizer(model: BaseModel) -> Tokenizer:
@@ -159,39 +192,83 @@ def load_tokenizer(model: BaseModel) -> Tokenizer:
     return ChatTokenizer.load(model.folder)
 
 
-def embed(specialties: Iterable[Specialty], encoder: Encoder) -> tuple[Prototypes, Mapping[str, HLOError]]:
+async def embed(
+    specialties: Iterable[Specialty], encoder: BatchingEncoder
+) -> tuple[Prototypes, Mapping[str, HLOError]]:
     """Every specialty's prototype, and what is wrong with those that can have none."""
-    pairs, errors = [], {}
+    pairs, errors, blocking = [], {}, encoder.blocking()
     for specialty in specialties:
         try:
-            pairs.append((specialty.name, prototypes.prototype(specialty, encoder)))
+            vector = await asyncio.to_thread(prototypes.prototype, specialty, blocking)
         except HLOError as error:
             errors[specialty.name] = error
-    return prototypes.stack(pairs, encoder.dimension), errors
+        else:
+            pairs.append((specialty.name, vector))
+    return prototypes.stack(pairs, encoder.encoder.dimension), errors
 
 
-def make_router(settings: Settings, encoder: Encoder, vectors: Prototypes, names: Collection[str]) -> Router:
-    """A router over the specialties that are served."""
-    return Router(
-        BatchingEncoder(encoder, settings.encoder_batch),
-        prototypes.only(vectors, names),
-        Thresholds(settings.min_score, settings.min_margin),
-    )
+def thresholds(settings: Settings) -> Thresholds:
+    """Where routing decisions change."""
+    return Thresholds(settings.min_score, settings.min_margin)
 
 
-async def start_engine(settings: Settings, model: BaseModel, found: Catalog) -> Engine:
-    """Start vLLM with room for every adapter at once. Raises `HLOError`."""
+def make_edition(
+    settings: Settings, found: Catalog, encoder: BatchingEncoder, vectors: Prototypes, calls: HookCalls
+) -> Edition:
+    """An edition of the specialties that are served."""
+    router = Router(encoder, prototypes.only(vectors, tuple(found.entries)), thresholds(settings))
+    return Edition(found, router, calls)
+
+
+def find_engine(settings: Settings, hooks: Hooks) -> StartEngine:
+    """The engine that the settings ask for, and a line in the log that says which. Raises `HLOError`."""
+    from hlo.generation import transformers_engine, vllm_engine
+
+    name, reason = settings.engine, "as HLO_ENGINE says"
+    if name == "auto":
+        name = "vllm" if vllm_engine.version() else "transformers"
+        reason = "" if name == "vllm" else "since vLLM is not installed: good for trying out, slow for many users"
+    known: Mapping[str, tuple[StartEngine, str | None, str]] = {
+        "vllm": (
+            vllm_engine.VllmEngine.start,
+            vllm_engine.version(),
+            "`pip install 'hlo[gpu]'` on a GPU machine, `'hlo[cpu]'` elsewhere.",
+        ),
+        "transformers": (
+            transformers_engine.TransformersEngine.start,
+            transformers_engine.version(),
+            "`pip install 'hlo[gpu]'` on a GPU machine, 'hlo[cpu]' or 'hlo[transformers]' elsewhere.",
+        ),
+    }
+    if name in known:
+        start, version, remedy = known[name]
+        if version is None:
+            missing = "vLLM" if name == "vllm" or settings.engine == "auto" else "peft, which the engine needs,"
+            raise SettingsError(f"{missing} is not installed.", remedy=remedy)
+        logger.info("engine: %s %s%s", name, version, f", {reason}" if reason else "")
+        return start
+    offered = hooks.find_engine(name)
+    if offered is None:
+        raise SettingsError(
+            f"HLO_ENGINE={name} is no engine that HLO or an installed plugin has.",
+            remedy="Take auto, vllm or transformers, or install the plugin that offers it.",
+        )
+    logger.info("engine: %s, from a plugin", name)
+    return offered
+
+
+async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hooks: Hooks) -> Engine:
+    """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`."""
     from hlo.generation import vllm_engine
 
-    if vllm_engine.version() is None:
-        raise SettingsError(
-            "vLLM is not installed.", remedy="`pip install 'hlo[gpu]'` on a GPU machine, `'hlo[cpu]'` elsewhere."
-        )
+    start = find_engine(settings, hooks)
     chosen = device(settings)
     versions = [entry.adapter for entry in found.entries.values()]
-    kinds = tuple(sorted({kind for version in versions for kind in version.modules}))
+    slots = len(versions) + settings.spare_adapters
+    kinds = {kind for version in versions for kind in version.modules}
+    kinds = kinds or {name.rpartition(".")[2] for name in model.linears}
     null = None
-    if versions and vllm_engine.needs_null(chosen):
+    if slots and start == vllm_engine.VllmEngine.start and vllm_engine.needs_null(chosen):
         store = settings.cache_dir.expanduser()
         null = await asyncio.to_thread(adapters.null, model.linears, model.name, frozenset(kinds), store)
     options = EngineOptions(
@@ -200,9 +277,9 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog) -> 
         device=chosen,
         dtype="float32" if settings.dtype == "auto" and chosen == "cpu" else settings.dtype,
         quantization=settings.effective_quantization,
-        slots=len(versions) + (1 if null else 0),
-        rank=max((version.rank for version in versions), default=0),
-        kinds=kinds,
+        slots=slots,
+        rank=max((version.rank for version in versions), default=settings.max_lora_rank),
+        kinds=tuple(sorted(kinds)),
         null=null,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -213,23 +290,22 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog) -> 
         shutdown_grace_s=settings.shutdown_grace_s,
         log_level=settings.log_level,
     )
-    return await vllm_engine.VllmEngine.start(options)
+    return await start(options)
 
 
-async def load_adapters(found: Catalog, engine: Engine, tokenizer: Tokenizer) -> Mapping[str, HLOError]:
-    """Load each adapter and show that it has an effect; what is wrong with those that do not."""
-    errors: dict[str, HLOError] = {}
-    for name, entry in found.entries.items():
-        try:
-            await engine.load(entry.adapter)
-            # Of the specialty's own kind of question, so that the adapter has something to say about it.
-            example = next((one for part in entry.specialty.examples.values() for one in part), entry.specialty.title)
-            await check_effect(engine, prompting.build(example, entry.specialty.template, tokenizer, entry.adapter))
-        except HLOError as error:
-            await engine.check_health()
-            await engine.unload(entry.adapter)
-            errors[name] = error
-    return errors
+async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> HLOError | None:
+    """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
+    specialty = entry.specialty
+    # Of the specialty's own kind of question, so that the adapter has something to say about it.
+    example = next((one for part in specialty.examples.values() for one in part), specialty.title)
+    try:
+        await engine.load(entry.adapter)
+        await check_effect(engine, prompting.build(example, specialty.template, tokenizer, entry.adapter))
+    except HLOError as error:
+        await engine.check_health()
+        await engine.unload(entry.adapter)
+        return error
+    return None
 
 
 def policy(settings: Settings) -> Policy:
@@ -252,3 +328,17 @@ def device(settings: Settings) -> Literal["cpu", "cuda"]:
             remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
         )
     return "cuda" if available and settings.device != "cpu" else "cpu"
+
+
+async def _both(starting: Coroutine[Any, Any, Engine], other: Coroutine[Any, Any, T]) -> tuple[Engine, T]:
+    """Do both at once; when one fails, no engine stays behind."""
+    engine, result = asyncio.create_task(starting), asyncio.create_task(other)
+    try:
+        return await asyncio.gather(engine, result)
+    except BaseException:
+        engine.cancel()
+        result.cancel()
+        started, _ = await asyncio.gather(engine, result, return_exceptions=True)
+        if not isinstance(started, BaseException):
+            await started.close()
+        raise

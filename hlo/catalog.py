@@ -29,13 +29,15 @@ class Entry(Struct, frozen=True):
     plugin: str
     distribution: str
     version: str
+    origin: str = ""
 
 
 class Catalog(Struct, frozen=True):
-    """Every specialty that is served, by name, and every one that was refused."""
+    """Every specialty that is served, by name, every one that was refused, and the plugins that are left out."""
 
     entries: Mapping[str, Entry]
     refusals: tuple[Refusal, ...]
+    off: tuple[str, ...] = ()
 
     def find(self, name: str, *, field: str) -> Entry:
         """The specialty of that name. Raises `UnknownSpecialty`; `field` is where the name stood in the request."""
@@ -51,7 +53,10 @@ class Catalog(Struct, frozen=True):
 
 
 def build(
-    offers: Iterable[Offer], refusals: Iterable[Refusal], check: Callable[[Specialty], AdapterVersion]
+    offers: Iterable[Offer],
+    refusals: Iterable[Refusal],
+    check: Callable[[Specialty], AdapterVersion],
+    off: Iterable[str] = (),
 ) -> Catalog:
     """Check every specialty that was offered; `check` raises `HLOError` for what can not be served."""
     entries: dict[str, Entry] = {}
@@ -70,15 +75,17 @@ def build(
                 name = specialty.name if isinstance(specialty.name, str) else None
                 refused.append(Refusal(offer.plugin, name, error.message, error.remedy))
             else:
-                entries[specialty.name] = Entry(specialty, adapter, offer.plugin, offer.distribution, offer.version)
-    return Catalog(entries, tuple(refused))
+                entries[specialty.name] = Entry(
+                    specialty, adapter, offer.plugin, offer.distribution, offer.version, offer.origin
+                )
+    return Catalog(entries, tuple(refused), tuple(off))
 
 
 def keep(catalog: Catalog, errors: Mapping[str, HLOError]) -> Catalog:
     """The catalog without the specialties for which an error was found later, each now a refusal."""
     found = [Refusal(catalog.entries[name].plugin, name, error.message, error.remedy) for name, error in errors.items()]
     kept = {name: entry for name, entry in catalog.entries.items() if name not in errors}
-    return Catalog(kept, catalog.refusals + tuple(found))
+    return Catalog(kept, catalog.refusals + tuple(found), catalog.off)
 
 
 def check_declaration(specialty: Specialty) -> None:

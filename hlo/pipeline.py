@@ -1,4 +1,4 @@
-"""One question's walk: route -> prompt -> generate -> tell.
+"""One question's walk: screen -> route -> prompt -> generate -> tell.
 
 `Pipeline.ask` yields the `Route`, then `Delta`s as they are generated, then the `Answer`. Closing it early aborts the
 generation. Each stage is entered once, from here only.
@@ -17,22 +17,24 @@ from opentelemetry.trace import SpanKind
 
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
-from hlo.errors import InvalidRequest, OutOfScope
+from hlo.edition import Edition
+from hlo.errors import InvalidRequest, OutOfScope, QuestionRefused, UnknownAdapter
 from hlo.generation import prompting
 from hlo.generation.prompting import Tokenizer
 from hlo.records import (
-    AdapterVersion,
     Answer,
+    Completion,
     Delta,
+    Notice,
     Prompt,
     Question,
     Route,
     Sampling,
     SamplingOverrides,
+    Screening,
     Timings,
     Usage,
 )
-from hlo.routing.router import Router
 from hlo.telemetry import tracing
 from hlo.telemetry.metrics import UNKNOWN, Metrics
 from hlo.telemetry.tracing import Tracing
@@ -48,26 +50,32 @@ class Policy(Struct, frozen=True):
     max_question_chars: int = 4000
 
 
+Screenings = Sequence[tuple[str, Screening]]
+
+
 class Pipeline:
-    """Everything between a question and its answer."""
+    """Everything between a question and its answer. A reload exchanges the edition, and nothing else."""
 
     def __init__(
         self,
-        catalog: Catalog,
-        router: Router,
+        edition: Edition,
         tokenizer: Tokenizer,
         engine: Engine,
         policy: Policy,
         metrics: Metrics,
         tracing: Tracing,
     ) -> None:
-        self.catalog = catalog
+        self.edition = edition
         self.engine = engine
-        self._router = router
         self._tokenizer = tokenizer
         self._policy = policy
         self._metrics = metrics
         self._tracing = tracing
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is served now."""
+        return self.edition.catalog
 
     async def ask(
         self, question: Question, caller: Context | None = None
@@ -78,12 +86,16 @@ class Pipeline:
         label, outcome = UNKNOWN, "error"
         self._metrics.started()
         try:
-            with self._tracing.span("hlo.ask", caller or Context(), kind=SpanKind.SERVER) as span:
+            with (
+                self.edition.use() as edition,
+                self._tracing.span("hlo.ask", caller or Context(), kind=SpanKind.SERVER) as span,
+            ):
                 within = tracing.inside(span)
                 self._check(question.text, "$.question")
-                route = await self._route(question, within)
+                screened = await self._screen(question, edition, within)
+                route = await self._route(question, screened, edition, within)
                 routed = time.perf_counter()
-                entry = self._specialist(route)
+                entry = self._specialist(route, edition)
                 label = entry.specialty.name if entry else BASE
                 span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
                 prompt = self._prompt(question.text, entry)
@@ -91,9 +103,12 @@ class Pipeline:
                 sampling = prompting.fit(
                     prompt, sampling.override(question.sampling), self.engine.info.max_model_len, field="$.question"
                 )
+                notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
                 yield route
 
-                text, tokens, first, reason = "", 0, None, None
+                text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
+                if text:
+                    yield Delta(text, ())
                 with self._tracing.span("hlo.generate", within) as generating:
                     if prompt.adapter:
                         generating.set_attribute("hlo.adapter", prompt.adapter.engine_name)
@@ -117,14 +132,16 @@ class Pipeline:
                     ),
                     finish_reason=reason or "abort",
                     trace_id=tracing.trace_id(span),
+                    notices=notices,
                 )
+                edition.hooks.observe(question, answer)
             outcome = answer.finish_reason
             self._metrics.answered(answer, label)
             yield answer
         except (GeneratorExit, asyncio.CancelledError):
             outcome = "abort" if outcome == "error" else outcome
             raise
-        except (InvalidRequest, OutOfScope):
+        except (InvalidRequest, OutOfScope, QuestionRefused):
             outcome = "refused"
             raise
         finally:
@@ -134,27 +151,42 @@ class Pipeline:
         """Route questions without answering them. Raises `InvalidRequest` or `EncoderError`."""
         for number, question in enumerate(questions):
             self._check(question, f"$.question[{number}]" if len(questions) > 1 else "$.question")
-        clock = time.perf_counter()
-        routes = await self._router.route_many(questions)
-        self._metrics.routed(time.perf_counter() - clock)
-        return routes
+        with self.edition.use() as edition:
+            clock = time.perf_counter()
+            routes = await edition.router.route_many(questions)
+            self._metrics.routed(time.perf_counter() - clock)
+            screened = [
+                await edition.hooks.screen(Question(question), tuple(edition.catalog.entries)) for question in questions
+            ]
+            return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
-        self, text: str, adapter: AdapterVersion | None, overrides: SamplingOverrides
-    ) -> AsyncGenerator[Delta | Usage, None]:
-        """Continue a raw prompt with an adapter or the base model: deltas, then the usage. Raises any `HLOError`."""
-        if not text:
-            raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
-        prompt = prompting.raw(text, self._tokenizer, adapter)
-        sampling = prompting.fit(
-            prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
-        )
-        tokens = 0
-        async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
-            async for delta in deltas:
-                tokens += len(delta.token_ids)
-                yield delta
-        yield Usage(len(prompt.token_ids), tokens)
+        self, text: str, adapter: str, overrides: SamplingOverrides
+    ) -> AsyncGenerator[Delta | Completion, None]:
+        """Continue a raw prompt with the adapter of that name (`base`: none): deltas, then what did it.
+
+        Raises any `HLOError`.
+        """
+        with self.edition.use() as edition:
+            if not text:
+                raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
+            entry = None if adapter == BASE else edition.catalog.entries.get(adapter)
+            if entry is None and adapter != BASE:
+                raise UnknownAdapter(
+                    "No adapter of that name is loaded.",
+                    field="$.adapter",
+                    remedy=f"Loaded: {', '.join([BASE, *edition.catalog.entries])}.",
+                )
+            prompt = prompting.raw(text, self._tokenizer, entry.adapter if entry else None)
+            sampling = prompting.fit(
+                prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
+            )
+            tokens = 0
+            async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+                async for delta in deltas:
+                    tokens += len(delta.token_ids)
+                    yield delta
+            yield Completion(prompt.adapter, Usage(len(prompt.token_ids), tokens))
 
     def _check(self, question: str, field: str) -> None:
         if not question.strip():
@@ -166,19 +198,34 @@ class Pipeline:
                 remedy="Shorten it, or raise HLO_MAX_QUESTION_CHARS.",
             )
 
-    async def _route(self, question: Question, within: Context) -> Route:
+    async def _screen(self, question: Question, edition: Edition, within: Context) -> Screenings:
+        """What the plugins say of the question. Raises `QuestionRefused`."""
+        if not edition.hooks.screens:
+            return ()
+        with self._tracing.span("hlo.screen", within) as span:
+            screened = await edition.hooks.screen(question, tuple(edition.catalog.entries))
+            span.set_attribute("hlo.notices", [plugin for plugin, said in screened if said.notice])
+            for plugin, said in screened:
+                if said.refusal:
+                    span.set_attribute("hlo.refused_by", plugin)
+                    raise QuestionRefused(said.refusal, remedy=f"The plugin `{plugin}` decided so.")
+            return screened
+
+    async def _route(self, question: Question, screened: Screenings, edition: Edition, within: Context) -> Route:
         """The pinned specialty, or the router's decision."""
         if question.specialty is not None:
-            self.catalog.find(question.specialty, field="$.specialty")
+            edition.catalog.find(question.specialty, field="$.specialty")
             return Route("routed", question.specialty, pinned_by="request")
+        if (pinned := _pinned(screened)) is not None:
+            return pinned
         with self._tracing.span("hlo.route", within) as span:
             clock = time.perf_counter()
-            route = await self._router.route(question.text)
+            route = await edition.router.route(question.text)
             self._metrics.routed(time.perf_counter() - clock)
             span.set_attributes({"hlo.route.status": route.status, "hlo.route.margin": route.margin})
             return route
 
-    def _specialist(self, route: Route) -> Entry | None:
+    def _specialist(self, route: Route, edition: Edition) -> Entry | None:
         """Who answers: the routed specialty, or None for the base model. Raises `OutOfScope`."""
         if route.specialty is None and not self._policy.answer_out_of_scope:
             raise OutOfScope(
@@ -187,9 +234,16 @@ class Pipeline:
             )
         if route.specialty is None or (route.status == "ambiguous" and not self._policy.answer_ambiguous):
             return None
-        return self.catalog.entries[route.specialty]
+        return edition.catalog.entries[route.specialty]
 
     def _prompt(self, text: str, entry: Entry | None) -> Prompt:
         if entry is None:
             return prompting.build(text, _BASE_TEMPLATE, self._tokenizer, None)
         return prompting.build(text, entry.specialty.template, self._tokenizer, entry.adapter)
+
+
+def _pinned(screened: Screenings) -> Route | None:
+    """The route that a plugin asked for; the first one's counts."""
+    return next(
+        (Route("routed", said.specialty, pinned_by=plugin) for plugin, said in screened if said.specialty), None
+    )

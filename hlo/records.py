@@ -188,6 +188,13 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
 
 
+class Completion(Struct, frozen=True):
+    """The end of a raw prompt's continuation: who wrote it (None: the base model), and the tokens."""
+
+    adapter: AdapterVersion | None
+    usage: Usage
+
+
 class Timings(Struct, frozen=True):
     """Where one answer's time went, in milliseconds; the last two count from the question's arrival."""
 

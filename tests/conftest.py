@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from hlo.catalog import Catalog, Entry
+from hlo.edition import Edition
 from hlo.generation import base_model
 from hlo.generation.base_model import BaseModel
 from hlo.pipeline import Pipeline, Policy
+from hlo.plugins import Hooks
+from hlo.plugins.calls import HookCalls
 from hlo.records import Adapter, AdapterVersion, Refusal, Sampling, Specialty
 from hlo.routing import prototypes
 from hlo.routing.batching import BatchingEncoder
@@ -52,7 +55,7 @@ class Parts:
     pipeline: Pipeline
     router: Router
     engine: EchoEngine
-    encoder: Encoder
+    encoder: BatchingEncoder
     metrics: Metrics
     tracing: Tracing
 
@@ -61,7 +64,8 @@ class Parts:
         from hlo.assemble import Runtime
 
         model = BaseModel("echo", Path("echo"), {}, {}, 0, embedded=False)
-        return Runtime(settings, model, self.encoder, self.pipeline, self.metrics, self.router, self.tracing)
+        tokenizer = CharacterTokenizer()
+        return Runtime(settings, model, self.encoder, tokenizer, self.pipeline, self.metrics, self.tracing)
 
 
 class MakeParts(Protocol):
@@ -77,6 +81,8 @@ class MakeParts(Protocol):
         thresholds: Thresholds = ...,
         tracing: Tracing | None = None,
         sampling: Sampling = ...,
+        hooks: Hooks = ...,
+        hook_timeout_s: float = ...,
     ) -> Parts:
         """Put HLO together."""
 
@@ -152,6 +158,8 @@ def make_parts() -> Iterator[MakeParts]:
             thresholds: Thresholds = Thresholds(0.1, 0.05),  # noqa: B008 - frozen
             tracing: Tracing | None = None,
             sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+            hooks: Hooks = Hooks(),  # noqa: B008 - frozen
+            hook_timeout_s: float = 30,
         ) -> Parts:
             engine, encoder = engine or EchoEngine(), encoder or HashingEncoder()
             metrics, tracing = metrics or Metrics(), tracing or Tracing()
@@ -170,10 +178,13 @@ def make_parts() -> Iterator[MakeParts]:
                 engine.loaded[adapter.engine_name] = adapter
             catalog = Catalog(entries, (Refusal("plugin-broken", "broken", "It is broken.", "Mend it."),))
             pairs = [(name, prototypes.prototype(entry.specialty, encoder)) for name, entry in entries.items()]
-            router = Router(BatchingEncoder(encoder, 32), prototypes.stack(pairs, encoder.dimension), thresholds)
-            stack.callback(router.close)
-            pipeline = Pipeline(catalog, router, CharacterTokenizer(), engine, policy, metrics, tracing)
-            return Parts(pipeline, router, engine, encoder, metrics, tracing)
+            batching = BatchingEncoder(encoder, 32)
+            stack.callback(batching.close)
+            router = Router(batching, prototypes.stack(pairs, encoder.dimension), thresholds)
+            calls = HookCalls(hooks, hook_timeout_s, metrics.hook_failed)
+            stack.callback(calls.close, 30)
+            pipeline = Pipeline(Edition(catalog, router, calls), CharacterTokenizer(), engine, policy, metrics, tracing)
+            return Parts(pipeline, router, engine, batching, metrics, tracing)
 
         yield make
 

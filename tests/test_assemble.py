@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from hlo import assemble
 from hlo.catalog import Catalog, Entry
-from hlo.errors import AdapterError, EngineDead, ModelError, SettingsError
+from hlo.errors import AdapterError, EncoderError, EngineDead, ModelError, SettingsError
 from hlo.generation import adapters, base_model
+from hlo.generation.transformers_engine import TransformersEngine
+from hlo.generation.vllm_engine import VllmEngine
 from hlo.pipeline import Policy
+from hlo.plugins import Hooks
+from hlo.plugins.calls import HookCalls
+from hlo.plugins.hooks import Hook
 from hlo.records import Adapter, AdapterVersion, Embeddings, Prompt, Specialty
+from hlo.routing import prototypes
+from hlo.routing.batching import BatchingEncoder
 from hlo.settings import Settings
+from hlo.telemetry.metrics import Metrics
 from hlo.testing import CharacterTokenizer, EchoEngine, HashingEncoder
 
 if TYPE_CHECKING:
@@ -56,7 +67,7 @@ def test_plugins_are_checked_against_the_model(
     plugins("foreign", "foreign", reference="foreign")
     plugins("silent", "silent", reference="heart", examples=())
     plugins("twin", "heart", reference="heart")
-    found = assemble.collect(settings, tiny_model)
+    found, _ = assemble.collect(settings, tiny_model)
     assert list(found.entries) == ["heart"]
     entry = found.entries["heart"]
     assert (entry.distribution, entry.version) == ("hlo-test-heart", "1.5")
@@ -79,7 +90,7 @@ def test_a_bad_template_is_refused(
         module = tmp_path / "plugins" / f"hlo_test_bad{number}.py"
         text = module.read_text(encoding="utf-8")
         module.write_text(text.replace("examples=", f"template={template!r}, examples="), encoding="utf-8")
-    found = assemble.collect(settings, tiny_model)
+    found, _ = assemble.collect(settings, tiny_model)
     assert list(found.entries) == ["heart"]
     assert sorted(str(refusal.specialty) for refusal in found.refusals) == ["bad0", "bad1"]
 
@@ -94,7 +105,7 @@ def test_a_package_that_is_not_there_is_refused(
     module = tmp_path / "plugins" / "hlo_test_lost.py"
     text = module.read_text(encoding="utf-8").replace("Adapter('heart')", "Adapter('heart', package='no_such_package')")
     module.write_text(text, encoding="utf-8")
-    found = assemble.collect(settings, tiny_model)
+    found, _ = assemble.collect(settings, tiny_model)
     assert list(found.entries) == ["heart"]
     assert [refusal.specialty for refusal in found.refusals] == ["lost"]
 
@@ -104,7 +115,7 @@ def test_declarations_need_no_adapter(plugins: Plugins) -> None:
     plugins("heart", "heart", reference="nowhere")
     plugins("twin", "heart", reference="elsewhere")
     plugins("bad", "Bad Name", reference="x")
-    assert [(one.name, one.adapter.reference) for one in assemble.declarations()] == [("heart", "nowhere")]
+    assert [(one.name, one.adapter.reference) for one in assemble.declarations(Settings())[0]] == [("heart", "nowhere")]
 
 
 def test_names_are_looked_up_under_the_adapter_path(settings: Settings, tiny_model: BaseModel) -> None:
@@ -117,32 +128,46 @@ def test_names_are_looked_up_under_the_adapter_path(settings: Settings, tiny_mod
     assert assemble.search_path(Settings(), embedded) == (own, base_model.embedded_root() / "adapters")
 
 
-def test_embedding_tells_who_can_not_be_routed() -> None:
+@pytest.fixture
+def encoder() -> Iterator[BatchingEncoder]:
+    """The hashing encoder, for coroutines."""
+    batching = BatchingEncoder(HashingEncoder(), 2)
+    yield batching
+    batching.close()
+
+
+async def test_embedding_tells_who_can_not_be_routed(encoder: BatchingEncoder) -> None:
     """Specialties that can be embedded have prototypes, and each of the others its error, whatever is wrong with it."""
     good = specialty("good", examples={"p": ("heart",)})
     foreign = specialty("foreign", embeddings=Embeddings("other", {"p": [[1.0] * 256]}))
     ragged = specialty("ragged", embeddings=Embeddings("hashing-256", {"p": [[1.0] * 256, [1.0]]}))
-    vectors, errors = assemble.embed([foreign, good, ragged], HashingEncoder())
+    vectors, errors = await assemble.embed([foreign, good, ragged], encoder)
     assert vectors.names == ("good",)
     assert vectors.vectors.shape == (1, 256)
     assert set(errors) == {"foreign", "ragged"}
 
 
-def test_no_specialty_at_all_can_be_embedded() -> None:
+async def test_embedding_in_batches_gives_what_embedding_at_once_gives(encoder: BatchingEncoder) -> None:
+    """Examples are embedded in batches, between which questions have their turn, and the prototype is the same."""
+    many = specialty("many", examples={"p": ("heart", "pulse", "chest pain", "valve", "artery"), "c": ("vein",)})
+    vectors, _ = await assemble.embed([many], encoder)
+    assert np.allclose(vectors.vectors[0], prototypes.prototype(many, HashingEncoder()), atol=1e-6)
+
+
+async def test_no_specialty_at_all_can_be_embedded(encoder: BatchingEncoder) -> None:
     """Without any specialty there are no prototypes, and that is no error."""
-    vectors, errors = assemble.embed([], HashingEncoder())
+    vectors, errors = await assemble.embed([], encoder)
     assert (vectors.names, vectors.vectors.shape, errors) == ((), (0, 256), {})
 
 
-async def test_the_router_knows_what_is_served() -> None:
-    """A router is made over the specialties that are served, with the operator's thresholds."""
+async def test_an_edition_routes_to_what_is_served(encoder: BatchingEncoder) -> None:
+    """An edition routes over the specialties that are served, with the operator's thresholds."""
     offered = [specialty(name, examples={"p": (name,)}) for name in ("heart", "brain")]
-    vectors, _ = assemble.embed(offered, HashingEncoder())
-    router = assemble.make_router(Settings(min_score=0.9), HashingEncoder(), vectors, ("heart",))
-    try:
-        routes = await router.route_many(["heart", "brain", "heart pain"])
-    finally:
-        router.close()
+    vectors, _ = await assemble.embed(offered, encoder)
+    calls = HookCalls(Hooks(), 1, Metrics().hook_failed)
+    served = Catalog({"heart": entry("heart", "1" * 64)}, ())
+    edition = assemble.make_edition(Settings(min_score=0.9), served, encoder, vectors, calls)
+    routes = await edition.router.route_many(["heart", "brain", "heart pain"])
     assert [route.specialty for route in routes] == ["heart", None, None]
     assert [len(route.scores) for route in routes] == [1, 1, 1]
 
@@ -170,17 +195,19 @@ async def test_adapters_are_loaded_and_must_have_an_effect() -> None:
         one.specialty.name: one for one in (entry("a", "1" * 64), entry("bad", "2" * 64), entry("idle", "0" * 64))
     }
     engine = Picky()
-    errors = await assemble.load_adapters(Catalog(entries, ()), engine, CharacterTokenizer())
+    errors = {name: await assemble.load(one, engine, CharacterTokenizer()) for name, one in entries.items()}
     assert set(engine.loaded) == {entries["a"].adapter.engine_name}
-    assert errors["bad"].message == "It does not fit."
-    assert "changes nothing" in errors["idle"].message
-    assert set(errors) == {"bad", "idle"}
+    assert {name: error and error.message.split(":")[0] for name, error in errors.items()} == {
+        "a": None,
+        "bad": "It does not fit.",
+        "idle": "The adapter `idle` changes nothing",
+    }
 
 
 async def test_an_adapter_that_kills_the_engine_is_an_error() -> None:
     """When the engine dies of an adapter, starting fails and says so."""
     with pytest.raises(EngineDead):
-        await assemble.load_adapters(Catalog({"deadly": entry("deadly", "1" * 64)}, ()), Picky(), CharacterTokenizer())
+        await assemble.load(entry("deadly", "1" * 64), Picky(), CharacterTokenizer())
 
 
 async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None:
@@ -198,11 +225,9 @@ async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None
 
     engine = Scoring()
     engine.scored = []
-    entries = {
-        "a": entry("a", "1" * 64, template="Q: {{ question }}", examples={"none": (), "p": ("Why?", "How?")}),
-        "b": entry("b", "1" * 64, title="Brain"),
-    }
-    assert await assemble.load_adapters(Catalog(entries, ()), engine, CharacterTokenizer()) == {}
+    given = {"template": "Q: {{ question }}", "examples": {"none": (), "p": ("Why?", "How?")}}
+    for one in (entry("a", "1" * 64, **given), entry("b", "1" * 64, title="Brain")):
+        assert await assemble.load(one, engine, CharacterTokenizer()) is None
     assert set(engine.scored) == {"<Q: Why?>", "<Brain>"}
 
 
@@ -236,11 +261,79 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert "nvidia-smi" in caught.value.remedy
 
 
-async def test_a_missing_engine_is_refused(
-    settings: Settings, tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "vllm", "peft", "started", "logged"),
+    [
+        ("auto", "1", "2", VllmEngine.start, "engine: vllm 1"),
+        ("auto", None, "2", TransformersEngine.start, "engine: transformers 2, since vLLM is not installed"),
+        ("vllm", "1", "2", VllmEngine.start, "engine: vllm 1, as HLO_ENGINE says"),
+        ("transformers", "1", "2", TransformersEngine.start, "engine: transformers 2, as HLO_ENGINE says"),
+        ("own", None, None, EchoEngine, "engine: own, from a plugin"),
+    ],
+)
+def test_the_engine_is_the_one_asked_for(
+    asked: str,
+    vllm: str | None,
+    peft: str | None,
+    started: object,
+    logged: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where vLLM is not installed, starting is refused with what to install."""
-    monkeypatch.setattr("hlo.generation.vllm_engine.version", lambda: None)
-    with pytest.raises(SettingsError, match="not installed") as caught:
-        await assemble.start_engine(settings, tiny_model, Catalog({}, ()))
-    assert "hlo[gpu]" in caught.value.remedy
+    """vLLM is taken where it is installed, unless another engine is asked for by name; the log says which it is."""
+    caplog.set_level("INFO", "hlo")
+    monkeypatch.setattr("hlo.generation.vllm_engine.version", lambda: vllm)
+    monkeypatch.setattr("hlo.generation.transformers_engine.version", lambda: peft)
+    hooks = Hooks(engine=(Hook("p", lambda name: EchoEngine if name == "own" else None, ("name",)),))
+    assert assemble.find_engine(Settings(engine=asked), hooks) == started
+    assert logged in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "remedy"),
+    [
+        ("auto", "vLLM is not installed", "hlo[transformers]"),
+        ("vllm", "vLLM is not installed", "hlo[gpu]"),
+        ("transformers", "peft", "hlo[transformers]"),
+        ("tgi", "HLO_ENGINE=tgi is no engine", "auto, vllm or transformers"),
+    ],
+)
+def test_a_missing_engine_is_refused(asked: str, said: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is not installed, or that nobody knows, is refused with what to do."""
+    for engine in ("vllm_engine", "transformers_engine"):
+        monkeypatch.setattr(f"hlo.generation.{engine}.version", lambda: None)
+    with pytest.raises(SettingsError, match=said) as caught:
+        assemble.find_engine(Settings(engine=asked), Hooks())
+    assert remedy in caught.value.remedy
+
+
+def test_a_plugins_encoder_is_taken() -> None:
+    """An encoder that a plugin offers under the name that the operator gave is the one in use."""
+    mine = HashingEncoder()
+    hooks = Hooks(encoder=(Hook("p", lambda name: mine if name == "mine" else None, ("name",)),))
+    assert assemble.load_encoder(Settings(encoder="mine"), hooks) is mine
+    with pytest.raises(EncoderError):
+        assemble.load_encoder(Settings(encoder="./no/such/folder"), hooks)
+
+
+async def test_an_engine_does_not_outlive_a_failed_start(
+    settings: Settings, plugins: Plugins, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """When embedding fails for whatever reason while the engine starts, the engine is closed again."""
+    make_adapter(tmp_path / "adapters" / "heart")
+    plugins("heart", "heart", reference="heart")
+    engine = EchoEngine()
+
+    async def start(*_: Any) -> EchoEngine:
+        return engine
+
+    async def embed(*_: Any) -> Any:
+        await asyncio.sleep(0.01)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(assemble, "start_engine", start)
+    monkeypatch.setattr(assemble, "load_encoder", lambda *_: HashingEncoder())
+    monkeypatch.setattr(assemble, "embed", embed)
+    with pytest.raises(ZeroDivisionError):
+        await assemble.assemble(settings, Metrics(), lambda stage: None)
+    assert engine.closed

@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 from hlo.contracts import Encoder, Engine
+from hlo.generation.transformers_engine import TransformersEngine
 from hlo.generation.vllm_engine import VllmEngine
 from hlo.routing.sentence_encoder import SentenceEncoder
 from hlo.testing import EchoEngine, HashingEncoder
@@ -14,7 +15,13 @@ from hlo.testing import EchoEngine, HashingEncoder
 
 @pytest.mark.parametrize(
     ("protocol", "kept_by"),
-    [(Encoder, SentenceEncoder), (Encoder, HashingEncoder), (Engine, VllmEngine), (Engine, EchoEngine)],
+    [
+        (Encoder, SentenceEncoder),
+        (Encoder, HashingEncoder),
+        (Engine, VllmEngine),
+        (Engine, TransformersEngine),
+        (Engine, EchoEngine),
+    ],
     ids=lambda one: str(one.__name__),
 )
 def test_contracts_are_kept(protocol: type, kept_by: type) -> None:

@@ -18,9 +18,10 @@ ROOT = Path(hlo.__file__).parent
 LAYERS = (
     ("cli",),
     ("service", "testing"),
-    ("reload",),
+    ("reload", "scaffold"),
     ("assemble",),
     ("pipeline",),
+    ("edition",),
     ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),
     ("contracts", "settings", "hub"),

@@ -10,9 +10,32 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hlo.errors import EncoderError, EngineDead, InvalidRequest, OutOfScope, PromptTooLong, UnknownSpecialty
+from hlo.errors import (
+    EncoderError,
+    EngineDead,
+    InvalidRequest,
+    OutOfScope,
+    PromptTooLong,
+    QuestionRefused,
+    UnknownAdapter,
+    UnknownSpecialty,
+)
 from hlo.pipeline import Policy
-from hlo.records import Answer, Delta, Prompt, Question, Route, Sampling, SamplingOverrides, Usage
+from hlo.plugins import Hooks
+from hlo.plugins.hooks import Hook
+from hlo.records import (
+    Answer,
+    Completion,
+    Delta,
+    Notice,
+    Prompt,
+    Question,
+    Route,
+    Sampling,
+    SamplingOverrides,
+    Screening,
+    Usage,
+)
 from hlo.testing import EchoEngine, HashingEncoder
 
 if TYPE_CHECKING:
@@ -291,13 +314,13 @@ async def test_route_names_the_empty_question(questions: list[str], field: str, 
 
 
 async def test_complete_continues_a_raw_prompt(parts: Parts) -> None:
-    """A raw prompt goes to the engine as it stands: no template and no chat; the usage comes last."""
-    adapter = parts.pipeline.catalog.entries["oncology"].adapter
-    events = [event async for event in parts.pipeline.complete("a<b", adapter, SamplingOverrides())]
+    """A raw prompt goes to the engine as it stands: no template and no chat; who wrote, and the usage, come last."""
+    events = [event async for event in parts.pipeline.complete("a<b", "oncology", SamplingOverrides())]
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "oncology:a<b"
-    assert events[-1] == Usage(3, 12)
-    events = [event async for event in parts.pipeline.complete("ab", None, SamplingOverrides(max_tokens=2))]
+    assert events[-1] == Completion(parts.pipeline.catalog.entries["oncology"].adapter, Usage(3, 12))
+    events = [event async for event in parts.pipeline.complete("ab", "base", SamplingOverrides(max_tokens=2))]
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "ba"
+    assert events[-1] == Completion(None, Usage(2, 2))
 
 
 async def test_complete_refuses_what_it_can_not_continue(make_parts: MakeParts) -> None:
@@ -305,13 +328,77 @@ async def test_complete_refuses_what_it_can_not_continue(make_parts: MakeParts) 
     parts = make_parts(engine=EchoEngine(max_model_len=4))
     for text, error in (("", InvalidRequest), ("abcd", PromptTooLong)):
         with pytest.raises(error) as caught:
-            await anext(parts.pipeline.complete(text, None, SamplingOverrides()))
+            await anext(parts.pipeline.complete(text, "base", SamplingOverrides()))
         assert caught.value.field == "$.prompt"
+    with pytest.raises(UnknownAdapter, match="No adapter of that name") as unknown:
+        await anext(parts.pipeline.complete("a", "dermatology", SamplingOverrides()))
+    assert unknown.value.field == "$.adapter"
 
 
 async def test_closing_a_completion_aborts(make_parts: MakeParts) -> None:
     """Whoever stops listening to a completion stops its generation."""
     parts = make_parts(engine=EchoEngine(pause=0.001))
-    async with aclosing(parts.pipeline.complete("abc", None, SamplingOverrides())) as deltas:
+    async with aclosing(parts.pipeline.complete("abc", "base", SamplingOverrides())) as deltas:
         await anext(deltas)
     assert (parts.engine.running, parts.engine.aborted) == (0, 1)
+
+
+def saying(**screenings: Screening | None) -> Hooks:
+    """Plugins that each say the same of every question."""
+
+    def says(plugin: str, screening: Screening | None) -> Hook:
+        return Hook(plugin, lambda question: screening, ("question",))
+
+    return Hooks(question=tuple(says(plugin, one) for plugin, one in screenings.items()))
+
+
+async def test_notices_come_ahead_of_the_answer(make_parts: MakeParts) -> None:
+    """What plugins want to be told stands before the generated text, in the stream and in the answer, and is named."""
+    hooks = saying(a=Screening(notice=" Call 112. "), b=None, c=Screening(notice="Lie down."), d=Screening())
+    parts = make_parts(hooks=hooks)
+    events = [event async for event in parts.pipeline.ask(Question(HEART))]
+    answer = events[-1]
+    assert isinstance(answer, Answer)
+    assert answer.text == f"Call 112.\n\nLie down.\n\ncardiology:<cardiology: {HEART}>"
+    assert answer.notices == (Notice("a", "Call 112."), Notice("c", "Lie down."))
+    assert isinstance(events[0], Route)
+    assert events[1] == Delta("Call 112.\n\nLie down.\n\n", ())
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == answer.text
+    assert answer.usage.completion_tokens == len(f"cardiology:<cardiology: {HEART}>")
+
+
+async def test_a_plugin_can_pin(make_parts: MakeParts) -> None:
+    """The first plugin that pins decides where a question goes, says so in the route, and no encoder is needed."""
+    hooks = saying(a=Screening(notice="x"), b=Screening(specialty="oncology"), c=Screening(specialty="neurology"))
+    parts = make_parts(hooks=hooks)
+    wanted = Route("routed", "oncology", pinned_by="b")
+    assert (await ask(parts, HEART)).route == wanted
+    assert await parts.pipeline.route([HEART]) == (wanted,)
+
+
+async def test_the_request_pins_before_any_plugin(make_parts: MakeParts) -> None:
+    """A specialty that the request pins is taken, whatever a plugin wants."""
+    parts = make_parts(hooks=saying(a=Screening(specialty="oncology")))
+    answer = await ask(parts, Question(HEART, specialty="neurology"))
+    assert answer.route == Route("routed", "neurology", pinned_by="request")
+
+
+async def test_a_plugin_can_refuse(make_parts: MakeParts) -> None:
+    """A question that one plugin refuses is not answered; its words reach who asked, and it is counted as refused."""
+    parts = make_parts(hooks=saying(a=Screening(notice="x"), b=Screening(refusal="Not by this service.")))
+    with pytest.raises(QuestionRefused, match="Not by this service") as caught:
+        await ask(parts, HEART)
+    assert "`b`" in caught.value.remedy
+    assert counted(parts) == {"none none refused": 1}
+
+
+async def test_observers_see_question_and_answer(make_parts: MakeParts, until: Until) -> None:
+    """Observers see each whole answer with its question; one that was given up is not shown."""
+    seen: list[tuple[Question, Answer]] = []
+    hook = Hook("log", lambda question, answer: seen.append((question, answer)), ("question", "answer"))
+    parts = make_parts(hooks=Hooks(answer=(hook,)), engine=EchoEngine(pause=0.0001))
+    async with aclosing(parts.pipeline.ask(Question("given up"))) as events:
+        await anext(events)
+    answer = await ask(parts, HEART)
+    await until(lambda: seen)
+    assert seen == [(Question(HEART), answer)]

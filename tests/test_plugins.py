@@ -12,8 +12,9 @@ from types import MappingProxyType
 import pytest
 
 from hlo import hookspecs, plugins
-from hlo.errors import PluginError
-from hlo.records import Offer, Refusal
+from hlo.errors import PluginError, SettingsError
+from hlo.plugins import Hooks
+from hlo.records import Offer, Question, Refusal, Screening
 
 GOOD = """
 from hlo import Adapter, Specialty, hookimpl
@@ -46,10 +47,22 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         sys.modules.pop(module, None)
 
 
+@pytest.fixture(autouse=True)
+def no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try no plugin in a process of its own: `test_trial.py` is about that."""
+    monkeypatch.setattr("hlo.plugins.trial.run", lambda modules, timeout_s: {})
+
+
+def collect(points: list[EntryPoint]) -> tuple[tuple[Offer, ...], tuple[Refusal, ...]]:
+    """What plugins offer, and which are refused."""
+    found = plugins.discover(points)
+    return found.offers, found.refusals
+
+
 def collect_with_good(bad: EntryPoint, write: Write) -> Refusal:
     """Collect a bad plugin between two good ones; the good ones are served, and the bad one's refusal returned."""
     first, last = write("first", GOOD.format(name="first")), write("last", GOOD.format(name="last"))
-    offers, refusals = plugins.collect([first, bad, last])
+    offers, refusals = collect([first, bad, last])
     assert [offer.specialties[0].name for offer in offers] == ["first", "last"]
     assert len(refusals) == 1
     assert refusals[0].plugin == bad.name
@@ -60,9 +73,168 @@ def collect_with_good(bad: EntryPoint, write: Write) -> Refusal:
 
 def test_hlo_specialties(write: Write) -> None:
     """`hlo_specialties` offers the list that it returns, under its plugin's name."""
-    offers, refusals = plugins.collect([write("good", GOOD.format(name="cardiology"))])
+    offers, refusals = collect([write("good", GOOD.format(name="cardiology"))])
     assert refusals == ()
     assert [(offer.plugin, [one.name for one in offer.specialties]) for offer in offers] == [("good", ["cardiology"])]
+
+
+def hooks(source: str, write: Write, name: str = "good") -> Hooks:
+    """The hooks of one plugin."""
+    found = plugins.discover([write(name, f"from hlo import Screening, hookimpl\n@hookimpl\n{source}\n")])
+    assert found.refusals == ()
+    return found.hooks
+
+
+ENCODER = """
+class Encoder:
+    name = fingerprint = "own"
+    dimension = 1
+    def encode(self, questions): ...
+"""
+
+
+def test_hlo_encoder(write: Write) -> None:
+    """`hlo_encoder` is asked with the name that the operator gave, and None says that it is another's."""
+    found = hooks(f"def hlo_encoder(name):\n    return Encoder() if name == 'own' else None\n{ENCODER}", write)
+    encoder = found.find_encoder("own")
+    assert encoder is not None
+    assert encoder.fingerprint == "own"
+    assert found.find_encoder("other") is None
+
+
+def test_hlo_engine(write: Write) -> None:
+    """`hlo_engine` is asked with the name that the operator gave, and None says that it is another's."""
+    found = hooks("def hlo_engine(name):\n    return start if name == 'own' else None\nasync def start(o): ...", write)
+    start = found.find_engine("own")
+    assert start is not None
+    assert start.__name__ == "start"
+    assert found.find_engine("other") is None
+
+
+@pytest.mark.parametrize("hook", ["encoder", "engine"])
+@pytest.mark.parametrize(("body", "said"), [("return 1", "returned int"), ("raise ValueError('no')", "ValueError: no")])
+def test_an_offer_that_can_not_be_used_is_an_error(hook: str, body: str, said: str, write: Write) -> None:
+    """An encoder or engine hook that raises, or returns something else, is an error that names plugin and hook."""
+    found = hooks(f"def hlo_{hook}(name):\n    {body}\n", write)
+    with pytest.raises(PluginError, match=said) as caught:
+        getattr(found, f"find_{hook}")("own")
+    assert f"`hlo_{hook}` of the plugin `good`" in caught.value.message
+
+
+def test_hlo_question(write: Write) -> None:
+    """`hlo_question` is called with the question, and what it says is a screening."""
+    found = hooks("def hlo_question(question):\n    return Screening(notice=question.text.upper())", write)
+    ((hook),) = found.question
+    assert (hook.plugin, hook(question=Question("why?"))) == ("good", Screening(notice="WHY?"))
+
+
+def test_hlo_answer(write: Write) -> None:
+    """`hlo_answer` is called with those of question and answer that it takes."""
+    source = "def hlo_answer(answer):\n    seen.append(answer)\nseen = []"
+    (hook,) = hooks(source, write).answer
+    hook(question=Question("why?"), answer="because")
+    assert sys.modules["hlo_test_good"].seen == ["because"]
+
+
+def test_hooks_come_in_the_order_of_their_plugins_names(write: Write) -> None:
+    """Hooks are kept by the names of their plugins, whatever the order in which these were found."""
+    source = "from hlo import hookimpl\n@hookimpl\ndef hlo_answer(): ...\n"
+    found = plugins.discover([write(name, source) for name in ("b", "c", "a")])
+    assert [hook.plugin for hook in found.hooks.answer] == ["a", "b", "c"]
+
+
+def test_a_refused_plugin_has_no_hooks(write: Write) -> None:
+    """The hooks of a plugin that is refused for its specialties are not called either."""
+    source = "from hlo import hookimpl\n@hookimpl\ndef hlo_answer(): ...\n@hookimpl\ndef hlo_specialties(): 1 / 0\n"
+    found = plugins.discover([write("bad", source)])
+    assert (found.hooks.answer, [refusal.plugin for refusal in found.refusals]) == ((), ["bad"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept", "off", "unknown"),
+    [
+        ("", "abc", "", ""),
+        (" , ", "abc", "", ""),
+        ("a", "a", "bc", ""),
+        ("c, a", "ac", "b", ""),
+        ("-b", "ac", "b", ""),
+        ("a,b,-c", "ab", "c", ""),
+        ("a,x", "a", "bc", "x"),
+        ("-x", "abc", "", "x"),
+    ],
+)
+def test_the_operator_chooses(chosen: str, kept: str, off: str, unknown: str) -> None:
+    """HLO_PLUGINS allows by name, denies by name with `-`, and tells of names that nothing installed bears."""
+    points = [EntryPoint(name, f"module_{name}", plugins.GROUP) for name in "abc"]
+    found = plugins.choose(points, chosen)
+    assert ([point.name for point in found[0]], list(found[1]), list(found[2])) == (
+        list(kept),
+        list(off),
+        list(unknown),
+    )
+
+
+@pytest.mark.parametrize("chosen", ["a,-a", "-", "b, - "])
+def test_a_choice_that_contradicts_itself_is_refused(chosen: str) -> None:
+    """HLO_PLUGINS with a name both allowed and denied, or with a `-` alone, is refused."""
+    with pytest.raises(SettingsError, match="HLO_PLUGINS="):
+        plugins.choose([EntryPoint("a", "module_a", plugins.GROUP)], chosen)
+
+
+def test_a_plugin_that_is_left_out_is_not_imported(write: Write) -> None:
+    """What HLO_PLUGINS leaves out is told, and never imported; a name that is not installed is told as a refusal."""
+    bad, good = write("bad", "raise SystemExit"), write("good", GOOD.format(name="good"))
+    found = plugins.discover([bad, good], chosen="-bad,-ghost")
+    assert (found.off, [offer.plugin for offer in found.offers]) == (("bad",), ["good"])
+    assert "hlo_test_bad" not in sys.modules
+    assert [(one.plugin, "no plugin of that name is installed" in one.reason) for one in found.refusals] == [
+        ("ghost", True)
+    ]
+
+
+def test_a_fresh_discovery_imports_anew(write: Write) -> None:
+    """A plugin that was upgraded says what its new version says, when it is discovered afresh, and only then."""
+    point = write("good", GOOD.format(name="one"))
+    collect([point])
+    write("good", GOOD.format(name="another"))
+    assert collect([point])[0][0].specialties[0].name == "one"
+    assert plugins.discover([point], fresh=True).offers[0].specialties[0].name == "another"
+
+
+def test_what_failed_in_the_trial_is_refused_and_not_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that hung or crashed when it was tried is refused with what happened, and never imported here."""
+    monkeypatch.setattr("hlo.plugins.trial.run", lambda modules, timeout_s: {1: "did not come back within 20 s"})
+    refusal = collect_with_good(write("bad", "raise SystemExit"), write)
+    assert "`hlo_test_bad` did not come back within 20 s" in refusal.reason
+    assert "HLO_PLUGIN_TIMEOUT_S" in refusal.remedy
+
+
+@pytest.mark.parametrize(
+    ("told", "origin"),
+    [
+        (None, ""),
+        ('{"url": "file:///x", "dir_info": {"editable": true}}', "editable file:///x"),
+        ('{"url": "file:///x.whl", "archive_info": {}}', "file:///x.whl"),
+        ('{"url": "https://h/x", "vcs_info": {"vcs": "git", "commit_id": "abc"}}', "git+https://h/x@abc"),
+        ('{"url": "https://h/x", "vcs_info": {}}', "unreadable direct_url.json"),
+        ("[]", "unreadable direct_url.json"),
+        ("{", "unreadable direct_url.json"),
+    ],
+)
+def test_an_offer_says_where_its_package_came_from(
+    told: str | None, origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    """A package's origin is what its installer wrote down (PEP 610)."""
+    write("found", GOOD.format(name="found"))
+    info = tmp_path / "hlo_test_found-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hlo-test-found\nVersion: 2.5\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[hlo]\nfound = hlo_test_found\n", encoding="utf-8")
+    if told is not None:
+        (info / "direct_url.json").write_text(told, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (point,) = [point for point in plugins.installed() if point.name == "found"]
+    assert plugins.discover([point]).offers[0].origin == origin
 
 
 def test_every_hook_has_a_test() -> None:
@@ -83,13 +255,13 @@ def test_every_hook_says_when_it_is_called_and_what_an_error_does() -> None:
 @pytest.mark.parametrize("hooks", ["", "def helper():\n    pass\n", "hlo_version = '1'\n"])
 def test_a_plugin_without_hooks_offers_nothing(hooks: str, write: Write) -> None:
     """A plugin that implements no hook offers nothing, and that is no error."""
-    assert plugins.collect([write("empty", hooks)]) == ((Offer("empty", "hlo_test_empty", "", ()),), ())
+    assert collect([write("empty", hooks)]) == ((Offer("empty", "hlo_test_empty", "", ()),), ())
 
 
 def test_an_empty_list_offers_nothing(write: Write) -> None:
     """A hook that returns an empty list offers nothing, and that is no error."""
     source = "from hlo import hookimpl\n@hookimpl\ndef hlo_specialties():\n    return []\n"
-    offers, refusals = plugins.collect([write("empty", source)])
+    offers, refusals = collect([write("empty", source)])
     assert (offers[0].specialties, refusals) == ((), ())
 
 
@@ -172,7 +344,7 @@ def test_a_name_that_is_taken_is_refused(write: Write) -> None:
     """Of two entry points of one name, the first serves and the second is refused."""
     first = write("twice", GOOD.format(name="one"))
     second = EntryPoint("twice", write("other", GOOD.format(name="two")).value, plugins.GROUP)
-    offers, refusals = plugins.collect([first, second])
+    offers, refusals = collect([first, second])
     assert [offer.specialties[0].name for offer in offers] == ["one"]
     assert "`twice` is taken twice" in refusals[0].reason
 
@@ -181,7 +353,7 @@ def test_one_module_under_two_names_is_isolated(write: Write) -> None:
     """A module that two entry points name serves once, and the second entry point is refused."""
     first = write("first", GOOD.format(name="one"))
     second = EntryPoint("second", first.value, plugins.GROUP)
-    offers, refusals = plugins.collect([first, second, write("last", GOOD.format(name="last"))])
+    offers, refusals = collect([first, second, write("last", GOOD.format(name="last"))])
     assert [offer.plugin for offer in offers] == ["first", "last"]
     assert [refusal.plugin for refusal in refusals] == ["second"]
 
@@ -196,7 +368,7 @@ def test_installed_reads_metadata_only(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(tmp_path))
     (point,) = [point for point in plugins.installed() if point.name == "found"]
     assert "hlo_test_found" not in sys.modules
-    (offer,), refusals = plugins.collect([point])
+    (offer,), refusals = collect([point])
     del sys.modules["hlo_test_found"]
     assert (offer.distribution, offer.version, refusals) == ("hlo-test-found", "2.5", ())
 

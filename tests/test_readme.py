@@ -57,11 +57,11 @@ def test_the_specialty_in_the_readme_works(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
-        offers, refusals = plugins.collect([EntryPoint("rheumatology", "hlo_rheumatology", plugins.GROUP)])
+        found = plugins.discover([EntryPoint("rheumatology", "hlo_rheumatology", plugins.GROUP)])
     finally:
         sys.modules.pop("hlo_rheumatology", None)
-    assert refusals == ()
-    (specialty,) = offers[0].specialties
+    assert found.refusals == ()
+    (specialty,) = found.offers[0].specialties
     catalog.check_declaration(specialty)
     assert specialty.name == "rheumatology"
     assert len(specialty.examples["patients"]) == 2

@@ -88,7 +88,7 @@ def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
         return
     note = " (embedded demonstration; set HLO_MODEL)" if model.embedded else ""
     yield Finding("model", "ok", f"{model.name}, {model.parameters / 1e6:,.0f}M parameters, in {model.folder}{note}")
-    catalog = collect(settings, model)
+    catalog, _ = collect(settings, model)
     looked = ", ".join(str(folder) for folder in search_path(settings, model))
     yield Finding("adapters", "ok", f"{len(catalog.entries)} can be served; names are looked up in {looked}")
     for refusal in catalog.refusals:
@@ -126,10 +126,11 @@ def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
 
 
 def _encoder(settings: Settings) -> Iterator[Finding]:
-    from hlo.assemble import load_encoder
+    from hlo.assemble import declarations, load_encoder
 
     try:
-        encoder = load_encoder(settings)
+        _, hooks = declarations(settings)
+        encoder = load_encoder(settings, hooks)
     except HLOError as error:
         yield Finding("encoder", "trouble", error.message, error.remedy)
     else:

@@ -15,7 +15,8 @@ _COMMANDS = {
     "serve": "Serve questions over HTTP.",
     "ask": "Ask one question, of a server or of an engine started for it.",
     "route": "Show where questions would go, without answering them.",
-    "plugins": "What is installed, and what was refused and why.",
+    "plugins": "See, write, examine and reload the plugins that bring specialties.",
+    "models": "Fetch the base model, the encoder and adapters from a model hub.",
     "demo": "Start a server, ask it four questions, and keep serving.",
     "doctor": "Examine this machine and these settings; help with memory, adapters and speed.",
 }

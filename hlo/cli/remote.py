@@ -39,10 +39,11 @@ class Server:
 
 
 @contextmanager
-def connection(url: str) -> Iterator[Server]:
-    """Connect to the server at `url`. Raises `HLOError` when nobody answers there."""
+def connection(url: str, key: str | None = None) -> Iterator[Server]:
+    """Connect to the server at `url`, with the admin key if it is given. Raises `HLOError` when nobody answers."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        with httpx.Client(base_url=url, timeout=httpx.Timeout(600, connect=5)) as client:
+        with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:
             yield Server(client)
     except (httpx.TransportError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         raise HLOError(f"No server answers at {url}: {error}.", remedy="Start one with `hlo serve`.") from error

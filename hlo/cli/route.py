@@ -48,11 +48,11 @@ async def _route_here(settings: Settings, questions: tuple[str, ...]) -> tuple[R
     from hlo.assemble import assemble_router
 
     with Console(stderr=True).status("loading the encoder and the routing examples"):
-        router = await assemble_router(settings)
+        router, encoder = await assemble_router(settings)
     try:
         return await router.route_many(questions)
     finally:
-        router.close()
+        encoder.close()
 
 
 def _draw(question: str, route: Route) -> None:

@@ -18,11 +18,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from hlo.errors import AdapterError
+from hlo.hub import SCHEME, Hub, Reference
 from hlo.records import Adapter, AdapterVersion
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS, "README.md")  # what is fetched of an adapter on a model hub
 NULL_NAME = "null"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -44,18 +48,37 @@ _UNSUPPORTED = (
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
-def locate(adapter: Adapter, search: tuple[Path, ...]) -> Path:
-    """Return the folder that `adapter` refers to; `search` are the folders in which names are looked up, in order.
+class Located(Struct, frozen=True):
+    """An adapter's folder. Its files may be links, but only to what lies in a folder of `boundary`.
 
-    Raises `AdapterError`, naming every place it looked in.
+    `source` says where it was found: the folder, or `hf://org/repo@commit`.
+    """
+
+    folder: Path
+    boundary: tuple[Path, ...]
+    source: str
+
+    @classmethod
+    def at(cls, folder: Path) -> Located:
+        """A folder whose files lie in it."""
+        return cls(folder, (folder.resolve(),), str(folder))
+
+
+def locate(adapter: Adapter, search: tuple[Path, ...], hub: Hub | None = None) -> Located:
+    """Find the folder that `adapter` refers to; `search` are the folders in which names are looked up, in order.
+
+    What lies on a model hub is had through `hub` (default: unpinned, with huggingface_hub's own cache). Raises
+    `AdapterError`, naming every place it looked in, or `HubError`.
     """
     reference = adapter.reference
     if adapter.package is not None:
         tried = [_inside(_package(adapter.package), reference)]
+    elif reference.startswith(SCHEME):
+        return _fetched(Reference.parse(reference), hub or Hub())
     elif "://" in reference:
         raise AdapterError(
-            f"Adapter reference `{reference}` is a URL.",
-            remedy="Fetch it first, and refer to it by its folder or by its name under HLO_ADAPTER_PATH.",
+            f"Adapter reference `{reference}` is a URL of a kind that HLO does not fetch.",
+            remedy=f"Refer to it as `{SCHEME}org/repo@commit`, by its folder, or by its name under HLO_ADAPTER_PATH.",
         )
     elif Path(reference).is_absolute():
         tried = [Path(reference)]
@@ -69,7 +92,7 @@ def locate(adapter: Adapter, search: tuple[Path, ...]) -> Path:
     for folder in tried:
         try:
             if folder.is_dir():
-                return folder
+                return Located.at(folder)
         except OSError:  # a name that is too long, or a folder that can not be entered
             continue
     places = ", ".join(f"`{folder}`" for folder in tried)
@@ -80,13 +103,20 @@ def locate(adapter: Adapter, search: tuple[Path, ...]) -> Path:
 
 
 def check(
-    folder: Path, name: str, linears: Mapping[str, tuple[int, int]], base_name: str, store: Path
+    located: Located,
+    name: str,
+    linears: Mapping[str, tuple[int, int]],
+    base_name: str,
+    store: Path,
+    max_rank: int | None = None,
 ) -> AdapterVersion:
     """Copy an adapter into `store`, check the copy in full, and return its version.
 
-    `linears` maps the base model's linear layers to (out, in). Raises `AdapterError` saying what is wrong and where.
+    `linears` maps the base model's linear layers to (out, in); `max_rank` is HLO_MAX_LORA_RANK (None: no limit).
+    Raises `AdapterError` saying what is wrong and where.
     """
-    copy, sha256 = _keep(folder, store)
+    folder = located.folder
+    copy, sha256 = _keep(located, store)
     config = _read_config(copy, folder)
     base = config.get("base_model_name_or_path") or ""
     if base and Path(base).name.lower() != base_name.lower():
@@ -94,8 +124,14 @@ def check(
             f"`{folder}` was trained for the base model `{Path(base).name}`; this one is `{base_name}`.",
             remedy="Use an adapter for this base, or set HLO_BASE_NAME if it is the same model under another name.",
         )
+    highest = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
+    if max_rank is not None and highest > max_rank:
+        raise AdapterError(
+            f"`{folder}`: rank {highest} is above HLO_MAX_LORA_RANK={max_rank}.",
+            remedy="Raise it, or train with a lower rank.",
+        )
     rank, modules = _check_tensors(copy / WEIGHTS, folder, config, linears)
-    return AdapterVersion(name, sha256, copy, rank, modules, size=(copy / WEIGHTS).stat().st_size)
+    return AdapterVersion(name, sha256, copy, rank, modules, (copy / WEIGHTS).stat().st_size, located.source)
 
 
 def null(linears: Mapping[str, tuple[int, int]], base_name: str, kinds: frozenset[str], store: Path) -> AdapterVersion:
@@ -127,7 +163,7 @@ def null(linears: Mapping[str, tuple[int, int]], base_name: str, kinds: frozense
             f"{prefix}.lora_B.weight": torch.zeros(out_features, 1),
         }
         save_file(tensors, Path(folder, WEIGHTS))
-        copy, sha256 = _keep(Path(folder), store)
+        copy, sha256 = _keep(Located.at(Path(folder)), store)
     return AdapterVersion(NULL_NAME, sha256, copy, 1, (module.rpartition(".")[2],), (copy / WEIGHTS).stat().st_size)
 
 
@@ -166,21 +202,39 @@ def _inside(root: Path, name: str) -> Path:
     return folder
 
 
-def _keep(folder: Path, store: Path) -> tuple[Path, str]:
+def _fetched(reference: Reference, hub: Hub) -> Located:
+    """An adapter on a model hub, in the hub's cache."""
+    found = hub.snapshot(reference, FILES)
+    return Located(found.folder, found.boundary, str(reference.at(found.commit)))
+
+
+def _file(located: Located, filename: str) -> Path:
+    """One of an adapter's files itself, links followed, refusing to leave the adapter's boundary."""
+    path = located.folder / filename
+    if not path.is_file():
+        pickles = [file.name for file in located.folder.iterdir() if file.suffix in _PICKLES]
+        raise AdapterError(
+            f"`{located.folder}` holds no `{filename}`"
+            + (f", but the pickle `{pickles[0]}`, which could run any code." if pickles else "."),
+            remedy="Save the adapter with PEFT's `save_pretrained(…, safe_serialization=True)`.",
+        )
+    real = path.resolve(strict=True)
+    if not any(real.is_relative_to(folder) for folder in located.boundary):
+        raise AdapterError(
+            f"`{path}` is a symbolic link that leads out of {' and '.join(f'`{one}`' for one in located.boundary)}.",
+            remedy="Put the file itself in the place of the link.",
+        )
+    return real
+
+
+def _keep(located: Located, store: Path) -> tuple[Path, str]:
     """Copy the two files of an adapter to `store/<hash>`, atomically, unless the same content is there already."""
-    for filename in (CONFIG, WEIGHTS):
-        if not (folder / filename).is_file():
-            pickles = [file.name for file in folder.iterdir() if file.suffix in _PICKLES]
-            raise AdapterError(
-                f"`{folder}` holds no `{filename}`"
-                + (f", but the pickle `{pickles[0]}`, which could run any code." if pickles else "."),
-                remedy="Save the adapter with PEFT's `save_pretrained(…, safe_serialization=True)`.",
-            )
+    files = {filename: _file(located, filename) for filename in (CONFIG, WEIGHTS)}
     store = store.expanduser() / "adapters"
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
-        for filename in (CONFIG, WEIGHTS):
-            shutil.copyfile(folder / filename, Path(incoming, filename))
+        for filename, real in files.items():
+            shutil.copyfile(real, Path(incoming, filename))
         sha256 = content_hash(Path(incoming))
         kept = store / sha256
         if kept.is_dir():

@@ -9,11 +9,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from hlo.errors import ModelError
+from hlo.errors import HubError, ModelError
+from hlo.hub import Hub, Reference
 
 EMBEDDED_NAME = "hlo-demo-10m"
-
-_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model*", "*.txt"]
+# What is fetched of a model on a hub; weights other than safetensors stay there.
+FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model*", "*.txt")
+IGNORED = ("consolidated*",)  # Mistral's repositories hold all weights a second time, in another layout
 
 
 class BaseModel(Struct, frozen=True):
@@ -37,11 +39,13 @@ def embedded_root() -> Path:
     return package / "embedded" if (package / "embedded").is_dir() else package.parent
 
 
-def find(reference: str, revision: str | None = None, *, name: str | None = None) -> BaseModel:
-    """Find a model: a folder, a hub's `org/name` (fetched into the hub's cache), or "" for the embedded one.
+def find(reference: str, revision: str | None = None, *, name: str | None = None, hub: Hub | None = None) -> BaseModel:
+    """Find a model: a folder, a hub's `org/name` or `hf://org/name@revision`, or "" for the embedded one.
 
-    `name` overrides the name that adapters must give as their base. Raises `ModelError`.
+    `name` overrides the name that adapters must give as their base. What lies on a model hub is had through `hub`
+    (default: unpinned, with huggingface_hub's own cache). Raises `ModelError` or `HubError`.
     """
+    wanted = on_hub(reference, revision)
     if not reference:
         folder = embedded_root() / "models" / EMBEDDED_NAME
         if not (folder / "config.json").is_file():
@@ -49,14 +53,15 @@ def find(reference: str, revision: str | None = None, *, name: str | None = None
                 f"The embedded model is not in `{folder}`.",
                 remedy="Set HLO_MODEL to a folder or a hub's model, or reinstall HLO with its models.",
             )
-    elif Path(reference).expanduser().is_dir():
+    elif wanted is None:
         folder = Path(reference).expanduser().resolve()
     else:
-        folder = _fetch(reference, revision)
+        folder = (hub or Hub()).snapshot(wanted, FILES, IGNORED).folder
     config = _read_config(folder)
     linears, parameters = _shapes(folder)
+    own = Path(wanted.repo if wanted else reference).name
     return BaseModel(
-        name=name or (Path(reference).name if reference else EMBEDDED_NAME),
+        name=name or own or EMBEDDED_NAME,
         folder=folder,
         config=config,
         linears=linears,
@@ -65,27 +70,16 @@ def find(reference: str, revision: str | None = None, *, name: str | None = None
     )
 
 
-def _fetch(reference: str, revision: str | None) -> Path:
-    """Fetch a hub's model with a progress bar, or find it in the hub's cache. Weights other than safetensors stay."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+def on_hub(reference: str, revision: str | None = None) -> Reference | None:
+    """What `find` would fetch from a model hub; None for a folder and for the embedded model. Raises `ModelError`."""
+    if not reference or Path(reference).expanduser().is_dir():
+        return None
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=_FILES))
-    except HFValidationError as error:
+        return Reference.of_model(reference, revision)
+    except HubError as error:
         raise ModelError(
-            f"`{reference}` is neither a folder nor a hub's `org/name`.",
-            remedy="Check HLO_MODEL for a misspelling; a folder must exist.",
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"`{reference}` is not in the local cache, and the hub can not be reached.",
-            remedy="Connect once to fetch it, or set HLO_MODEL to a folder that holds it.",
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"The hub refused `{reference}`{f' at {revision}' if revision else ''}: {error}",
-            remedy="Check the name and revision; for a gated model, accept its terms and set HF_TOKEN.",
+            f"`{reference}` is neither a folder nor a hub's `org/name`: {error.message}",
+            remedy="Check HLO_MODEL and HLO_REVISION for a misspelling; a folder must exist.",
         ) from error
 
 

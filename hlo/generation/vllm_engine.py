@@ -52,6 +52,7 @@ class VllmEngine:
         self._ids = itertools.count(1)
         self._requests = itertools.count(1)
         self._loras: dict[str, Any] = {}
+        self._known: dict[str, Any] = {}
         self._closed = False
         config = llm.vllm_config
         self._info = EngineInfo(
@@ -103,11 +104,14 @@ class VllmEngine:
         """
         if adapter.engine_name in self._loras:
             return
+        if adapter is not self._options.null:
+            self._check_fits(adapter)
         from vllm.lora.request import LoRARequest
 
-        request = LoRARequest(
+        request = self._known.get(adapter.engine_name) or LoRARequest(
             lora_name=adapter.engine_name, lora_int_id=next(self._ids), lora_path=str(adapter.path.resolve())
         )
+        self._known[adapter.engine_name] = request
         try:
             loaded = await self._llm.add_lora(request)
         except Exception as error:  # vLLM raises a bare Exception here, with the cause as text
@@ -123,7 +127,7 @@ class VllmEngine:
         self._loras[adapter.engine_name] = request
 
     async def unload(self, adapter: AdapterVersion) -> None:
-        """Forget an adapter; its number and name are never used again."""
+        """Forget an adapter; its number and name stay its own, should it come back."""
         request = self._loras.pop(adapter.engine_name, None)
         if request is not None:
             await self._forget(request.lora_int_id)
@@ -217,6 +221,21 @@ class VllmEngine:
             raise AdapterError(f"The adapter `{wanted.engine_name}` is not loaded.", remedy="Load it before using it.")
         return request
 
+    def _check_fits(self, adapter: AdapterVersion) -> None:
+        """Refuse what the engine was not started for: vLLM would leave out a layer of another kind without a word."""
+        wrong = ""
+        if adapter.rank > self._info.max_lora_rank:
+            wrong = f"is of rank {adapter.rank}, and the engine was started for {self._info.max_lora_rank} at most"
+        elif others := sorted(set(adapter.modules) - set(self._options.kinds)):
+            wrong = f"adapts {', '.join(others)}, and the engine was started for {', '.join(self._options.kinds)}"
+        elif len(self._loras) - (self._options.null is not None) >= self._options.slots:
+            wrong = f"is one more than the {self._options.slots} that the engine has room for"
+        if wrong:
+            raise AdapterError(
+                f"The adapter `{adapter.name}` {wrong}.",
+                remedy="Restart HLO: it makes room at start; HLO_SPARE_ADAPTERS keeps some for reloads.",
+            )
+
     async def _forget(self, number: int) -> None:
         """Take an adapter out of the engine; a failed load can leave it half-loaded there."""
         if not self._llm.errored:
@@ -262,11 +281,12 @@ def _construct(options: EngineOptions) -> Any:
 
     adapters: Mapping[str, Any] = {}
     if options.slots:
+        slots = options.slots + (options.null is not None)
         adapters = {
             "enable_lora": True,
             # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
-            "max_loras": options.slots,
-            "max_cpu_loras": options.slots,
+            "max_loras": slots,
+            "max_cpu_loras": slots,
             "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
             "lora_target_modules": list(options.kinds),
         }

@@ -44,6 +44,10 @@ class BatchingEncoder:
             self._drain = asyncio.create_task(self._run())
         return await job.done
 
+    def blocking(self) -> Encoder:
+        """The same encoder for other threads; they wait while coroutines' questions go first between two batches."""
+        return _Blocking(self, asyncio.get_running_loop(), self._max_batch)
+
     def close(self) -> None:
         """Stop the worker thread once its batch is done."""
         self._worker.shutdown(wait=True, cancel_futures=True)
@@ -54,6 +58,10 @@ class BatchingEncoder:
             questions = [question for job in batch for question in job.questions]
             try:
                 vectors = await loop.run_in_executor(self._worker, self.encoder.encode, questions)
+            except asyncio.CancelledError:
+                for job in batch:
+                    job.done.cancel()
+                raise
             except Exception as error:  # told to each who waits; the next batch may fare better
                 for job in batch:
                     if not job.done.done():
@@ -75,6 +83,26 @@ class BatchingEncoder:
                 batch.append(job)
                 size += len(job.questions)
         return batch
+
+
+class _Blocking:
+    """An `Encoder` that sends its questions through a `BatchingEncoder`, a batch at a time."""
+
+    def __init__(self, batching: BatchingEncoder, loop: asyncio.AbstractEventLoop, batch: int) -> None:
+        self.name = batching.encoder.name
+        self.fingerprint = batching.encoder.fingerprint
+        self.dimension = batching.encoder.dimension
+        self._batching = batching
+        self._loop = loop
+        self._batch = batch
+
+    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, shape (questions, dimension). Raises `EncoderError`."""
+        import numpy as np
+
+        batches = [questions[start : start + self._batch] for start in range(0, len(questions), self._batch)]
+        rows = [asyncio.run_coroutine_threadsafe(self._batching.encode(one), self._loop).result() for one in batches]
+        return np.concatenate(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
 
 
 def _as_ours(error: Exception) -> HLOError:

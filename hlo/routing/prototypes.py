@@ -6,14 +6,14 @@ they hold, so that forty questions in patients' own words are not outvoted by a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
 
 from hlo.contracts import Encoder
-from hlo.errors import PluginError
+from hlo.errors import HLOError, PluginError
 from hlo.records import Score, Specialty
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Prototypes(Struct, frozen=True):
 
 def prototype(specialty: Specialty, encoder: Encoder) -> NDArray[np.float32]:
     """One specialty's prototype, shape (dimension,). Raises `PluginError` when it can not have one."""
-    parts = _given(specialty, encoder) or [
+    parts = given(specialty, encoder) or [
         encoder.encode(questions) for questions in specialty.examples.values() if questions
     ]
     if not parts:
@@ -59,7 +59,23 @@ def only(prototypes: Prototypes, names: Collection[str]) -> Prototypes:
     return Prototypes(tuple(prototypes.names[number] for number in kept), prototypes.vectors[kept])
 
 
-def _given(specialty: Specialty, encoder: Encoder) -> list[NDArray[np.float32]]:
+def join(first: Prototypes, second: Prototypes) -> Prototypes:
+    """The prototypes of both."""
+    return Prototypes(first.names + second.names, np.concatenate([first.vectors, second.vectors]))
+
+
+def refuse_embeddings(specialties: Iterable[Specialty], encoder: Encoder) -> dict[str, HLOError]:
+    """What is wrong with the embeddings that specialties bring, by name."""
+    errors: dict[str, HLOError] = {}
+    for specialty in specialties:
+        try:
+            given(specialty, encoder)
+        except PluginError as error:
+            errors[specialty.name] = error
+    return errors
+
+
+def given(specialty: Specialty, encoder: Encoder) -> list[NDArray[np.float32]]:
     """The embeddings that the author made, checked; an empty list when there are none."""
     if specialty.embeddings is None:
         return []

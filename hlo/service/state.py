@@ -13,6 +13,7 @@ from hlo.assemble import Report, Runtime
 from hlo.catalog import BASE
 from hlo.errors import HLOError, NotReady, UnknownAdapter
 from hlo.records import AdapterVersion
+from hlo.reload import Reloaded, Reloader
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
 
@@ -32,6 +33,8 @@ class Service:
         self.stopped = asyncio.Event()
         self._start = start
         self._runtime: Runtime | None = None
+        self._reloader: Reloader | None = None
+        self._reloads: set[asyncio.Task[None]] = set()
         self._default: str = BASE
 
     @property
@@ -41,9 +44,13 @@ class Service:
             raise NotReady(f"The server is not ready: {self.stage}.", remedy="Ask again in a few seconds.")
         return self._runtime
 
-    def adapter(self, name: str | None, *, field: str) -> AdapterVersion | None:
-        """The adapter of that name, or the default one; None for the base model. Raises `UnknownAdapter`."""
-        chosen = self._default if name is None else name
+    @property
+    def default(self) -> str:
+        """The name of the default adapter of `/generate`."""
+        return self._default
+
+    def adapter(self, chosen: str, *, field: str) -> AdapterVersion | None:
+        """The adapter of that name; None for the base model. Raises `UnknownAdapter`."""
         if chosen == BASE:
             return None
         entries = self.runtime.pipeline.catalog.entries
@@ -55,9 +62,33 @@ class Service:
 
     def switch(self, name: str, *, field: str) -> tuple[AdapterVersion | None, AdapterVersion | None]:
         """Make `name` the default adapter; returns the new and the previous one. Raises `UnknownAdapter`."""
-        adapter, previous = self.adapter(name, field=field), self.adapter(None, field=field)
+        adapter, previous = self.adapter(name, field=field), self.adapter(self._default, field=field)
         self._default = name
         return adapter, previous
+
+    async def reload(self) -> Reloaded:
+        """Exchange the specialties for those that are installed now. Raises `NotReady` or any other `HLOError`."""
+        await self.runtime.pipeline.engine.check_health()
+        if self._reloader is None:
+            self._reloader = Reloader(self.runtime)
+        done = await self._reloader.reload()
+        if self._default in done.removed:
+            logger.warning("the default adapter of /generate, %s, was removed: it is %s now", self._default, BASE)
+            self._default = BASE
+        return done
+
+    def reload_soon(self) -> None:
+        """Reload in the background, and log what went wrong."""
+
+        async def run() -> None:
+            try:
+                await self.reload()
+            except HLOError as error:
+                logger.error("reload failed: %s", error)
+
+        task = asyncio.create_task(run())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
     def announce(self, url: str) -> None:
         """Log where the server listens."""
@@ -71,7 +102,11 @@ class Service:
             yield
         finally:
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            for task in self._reloads:
+                task.cancel()
+            await asyncio.gather(starting, *self._reloads, return_exceptions=True)
+            if self._reloader is not None:
+                await self._reloader.close()
             runtime, self._runtime, self.stage = self._runtime, None, "stopping"
             if runtime is not None:
                 await runtime.close()

@@ -8,7 +8,17 @@ from msgspec import Meta, Struct
 
 from hlo.catalog import Catalog, Entry
 from hlo.contracts import EngineInfo
-from hlo.records import AdapterVersion, Answer, FinishReason, Refusal, Route, SamplingOverrides, Timings, Usage
+from hlo.records import (
+    AdapterVersion,
+    Answer,
+    FinishReason,
+    Notice,
+    Refusal,
+    Route,
+    SamplingOverrides,
+    Timings,
+    Usage,
+)
 
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 20, description="Most tokens to generate.")]
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy.")]
@@ -81,6 +91,7 @@ class AnswerView(Struct, frozen=True):
     timings: Timings
     finish_reason: FinishReason
     trace_id: str
+    notices: tuple[Notice, ...]
 
     @classmethod
     def of(cls, answer: Answer) -> AnswerView:
@@ -95,6 +106,7 @@ class AnswerView(Struct, frozen=True):
             timings=answer.timings,
             finish_reason=answer.finish_reason,
             trace_id=answer.trace_id,
+            notices=answer.notices,
         )
 
 
@@ -128,7 +140,7 @@ class DeltaView(Struct, frozen=True):
 
 
 class SpecialtyView(Struct, frozen=True):
-    """A specialty that is served, and where it came from. `adapter_bytes` is the size of its weights."""
+    """A specialty that is served, and where it and its adapter came from. `adapter_bytes`: its weights' size."""
 
     name: str
     title: str
@@ -140,6 +152,8 @@ class SpecialtyView(Struct, frozen=True):
     plugin: str
     distribution: str
     version: str
+    origin: str
+    adapter_source: str
 
     @classmethod
     def of(cls, entry: Entry) -> SpecialtyView:
@@ -155,19 +169,22 @@ class SpecialtyView(Struct, frozen=True):
             plugin=entry.plugin,
             distribution=entry.distribution,
             version=entry.version,
+            origin=entry.origin,
+            adapter_source=entry.adapter.source,
         )
 
 
 class SpecialtiesView(Struct, frozen=True):
-    """Everything that is served, and everything that was refused and why."""
+    """Everything that is served, everything that was refused and why, and the plugins that HLO_PLUGINS leaves out."""
 
     specialties: tuple[SpecialtyView, ...]
     refused: tuple[Refusal, ...]
+    off: tuple[str, ...]
 
     @classmethod
     def of(cls, catalog: Catalog) -> SpecialtiesView:
         """The catalog as it goes over the wire."""
-        return cls(tuple(SpecialtyView.of(entry) for entry in catalog.entries.values()), catalog.refusals)
+        return cls(tuple(SpecialtyView.of(one) for one in catalog.entries.values()), catalog.refusals, catalog.off)
 
 
 class HealthView(Struct, frozen=True):

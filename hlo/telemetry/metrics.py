@@ -48,6 +48,13 @@ class Metrics:
         )
         self._running = Gauge("hlo_questions_running", "Questions being answered now.", registry=self._registry)
         self._served = Gauge("hlo_specialties", "Specialties by state.", ("state",), registry=self._registry)
+        self._hook_errors = Counter(
+            "hlo_hook_errors",
+            "Calls of plugins' hooks that failed and were left out.",
+            ("plugin", "hook"),
+            registry=self._registry,
+        )
+        self._reloads = Counter("hlo_reloads", "Reloads of the specialties.", ("outcome",), registry=self._registry)
         self._responses = Counter("hlo_http_responses", "HTTP responses.", ("path", "status"), registry=self._registry)
         self._registry.register(_VllmMetrics())
 
@@ -76,6 +83,14 @@ class Metrics:
         """Count a question out. `outcome`: `stop` or `length` for a whole answer, `abort`, `refused` or `error`."""
         self._running.dec()
         self._questions.labels(specialty, route, outcome).inc()
+
+    def hook_failed(self, plugin: str, hook: str) -> None:
+        """Count a hook's call that failed."""
+        self._hook_errors.labels(plugin, hook).inc()
+
+    def reloaded(self, outcome: str) -> None:
+        """Count a reload. `outcome`: `done` or `failed`."""
+        self._reloads.labels(outcome).inc()
 
     def responded(self, path: str, status: int) -> None:
         """Count an HTTP response; `path` is the route's own, never the client's."""

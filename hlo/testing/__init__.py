@@ -60,9 +60,10 @@ class EchoEngine:
     """An engine that says the name of the adapter and then the prompt, a character a token.
 
     `pause` is the time between tokens, in seconds. `running` counts requests in flight; `aborted` those given up.
+    An adapter that `unload` takes away under a running request is an error there, as it would be in a real engine.
     """
 
-    def __init__(self, *, max_model_len: int = 512, pause: float = 0.0) -> None:
+    def __init__(self, *, max_model_len: int = 512, pause: float = 0.0, max_adapters: int = 64) -> None:
         self.info = EngineInfo(
             engine="echo",
             version="1",
@@ -72,7 +73,7 @@ class EchoEngine:
             quantization="none",
             eager=True,
             max_model_len=max_model_len,
-            max_adapters=64,
+            max_adapters=max_adapters,
             max_lora_rank=64,
         )
         self.loaded: dict[str, AdapterVersion] = {}
@@ -82,7 +83,9 @@ class EchoEngine:
         self._pause = pause
 
     async def load(self, adapter: AdapterVersion) -> None:
-        """Remember the adapter."""
+        """Remember the adapter. Raises `AdapterError` when there is no room."""
+        if len(self.loaded | {adapter.engine_name: adapter}) > self.info.max_adapters:
+            raise AdapterError("The engine has no room.", remedy="Restart it.")
         self.loaded[adapter.engine_name] = adapter
 
     async def unload(self, adapter: AdapterVersion) -> None:
@@ -102,6 +105,8 @@ class EchoEngine:
         try:
             for at, one in enumerate(said):
                 await asyncio.sleep(self._pause)
+                if prompt.adapter is not None and prompt.adapter.engine_name not in self.loaded:
+                    raise EngineDead("The adapter of a running request was unloaded.", remedy="Drain it first.")
                 last = at == len(said) - 1
                 finished = last
                 yield Delta(one, (ord(one),), ("stop" if said == text else "length") if last else None)

@@ -59,6 +59,7 @@ class Stub:
 
     url: str
     asked: list[tuple[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     answer: dict[str, Any] = field(default_factory=dict)
 
     def gives(self, body: bytes | str | object, status: int = 200, media_type: str = "application/json") -> None:
@@ -79,6 +80,7 @@ def stub() -> Iterator[Stub]:
             """Remember the request and give the answer."""
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             found.asked.append((self.path, body))
+            found.headers.append({name.lower(): value for name, value in self.headers.items()})
             self.send_response(found.answer["status"])
             self.send_header("content-type", found.answer["media_type"])
             self.send_header("content-length", str(len(found.answer["body"])))

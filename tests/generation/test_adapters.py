@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -14,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hlo.errors import AdapterError
+from hlo.errors import AdapterError, HubError
 from hlo.generation import adapters
+from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
+from hlo.hub import Lock, Locked, LockedFile, Reference
 from hlo.records import Adapter, AdapterVersion
+from tests.hub_stub import serving
 
 if TYPE_CHECKING:
     import torch
 
     from tests.conftest import MakeAdapter
+    from tests.hub_stub import StubHub
 
 CONFIG, WEIGHTS = adapters.CONFIG, adapters.WEIGHTS
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -39,7 +44,7 @@ def check(tiny_model: BaseModel, store: Path) -> Callable[[Path], AdapterVersion
     """Check an adapter's folder against the tiny model."""
 
     def run(folder: Path) -> AdapterVersion:
-        return adapters.check(folder, "heart", tiny_model.linears, tiny_model.name, store)
+        return adapters.check(Located.at(folder), "heart", tiny_model.linears, tiny_model.name, store)
 
     return run
 
@@ -69,12 +74,13 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def test_a_good_adapter(check: Check, make_adapter: MakeAdapter, tmp_path: Path, store: Path) -> None:
-    """A good adapter becomes a version that knows its name, hash, rank, kinds of layer, size and private copy."""
+    """A good adapter becomes a version that knows its name, hash, rank, kinds of layer, size, copy and source."""
     folder = make_adapter(tmp_path / "heart")
     version = check(folder)
     sha256 = adapters.content_hash(folder)
     size = (folder / WEIGHTS).stat().st_size
-    assert version == AdapterVersion("heart", sha256, store / "adapters" / sha256, 4, ("q_proj", "v_proj"), size)
+    kept = store / "adapters" / sha256
+    assert version == AdapterVersion("heart", sha256, kept, 4, ("q_proj", "v_proj"), size, str(folder))
     assert sorted(file.name for file in version.path.iterdir()) == [CONFIG, WEIGHTS]
 
 
@@ -371,7 +377,8 @@ def test_every_byte_counts(check: Check, make_adapter: MakeAdapter, tmp_path: Pa
         check(make_adapter(tmp_path / "3", tensors=nudged)),
     ]
     assert len({first.sha256, *(version.sha256 for version in versions)}) == 3
-    assert check(make_adapter(tmp_path / "4", tensors=pair())) == first
+    again = check(make_adapter(tmp_path / "4", tensors=pair()))
+    assert (again.sha256, again.path, again.engine_name) == (first.sha256, first.path, first.engine_name)
 
 
 def test_a_tampered_copy_is_replaced(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
@@ -416,16 +423,62 @@ def test_a_version_does_not_change_with_its_source(check: Check, make_adapter: M
     assert adapters.content_hash(version.path) == version.sha256
 
 
-def test_a_link_to_weights_is_copied(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
-    """Files that are links, as in a hub's cache, are copied by content: the copy does not change with their target."""
-    real = make_adapter(tmp_path / "real")
-    linked = tmp_path / "linked"
-    linked.mkdir()
+@pytest.fixture
+def linked(make_adapter: MakeAdapter, tmp_path: Path) -> Path:
+    """A folder `linked` whose files are links to those in the folder `real` beside it."""
+    real, folder = make_adapter(tmp_path / "real"), tmp_path / "linked"
+    folder.mkdir()
     for filename in (CONFIG, WEIGHTS):
-        (linked / filename).symlink_to(real / filename)
-    version = check(linked)
-    make_adapter(real, rank=8)
+        (folder / filename).symlink_to(real / filename)
+    return folder
+
+
+def test_a_link_inside_the_boundary_is_copied(
+    linked: Path, make_adapter: MakeAdapter, tmp_path: Path, tiny_model: BaseModel, store: Path
+) -> None:
+    """Files that are links, as in a hub's cache, are copied by content: the copy does not change with their target."""
+    located = Located(linked, (tmp_path / "other", (tmp_path / "real").resolve()), "hf://org/repo@commit")
+    version = adapters.check(located, "heart", tiny_model.linears, tiny_model.name, store)
+    make_adapter(tmp_path / "real", rank=8)
     assert adapters.content_hash(version.path) == version.sha256
+    assert version.source == "hf://org/repo@commit"
+    assert not any(path.is_symlink() for path in version.path.iterdir())
+
+
+@pytest.mark.parametrize("filename", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_file_that_leads_out_is_refused(
+    filename: str, relative: bool, check: Check, make_adapter: MakeAdapter, tmp_path: Path, store: Path
+) -> None:
+    """A file of an adapter that is a link out of its folder is refused, and nothing is copied: it could be any file."""
+    outside, folder = make_adapter(tmp_path / "outside"), make_adapter(tmp_path / "heart")
+    (folder / filename).unlink()
+    target = Path("..", "outside", filename) if relative else outside / filename
+    (folder / filename).symlink_to(target)
+    assert "is a symbolic link that leads out of" in refused(check, folder)
+    assert not store.exists()
+
+
+def test_a_folder_that_is_a_link_is_its_target(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """An absolute path to a link to an adapter's folder is that folder: the operator or plugin named it."""
+    real = make_adapter(tmp_path / "real")
+    (tmp_path / "link").symlink_to(real)
+    assert check(tmp_path / "link").sha256 == adapters.content_hash(real)
+
+
+@pytest.mark.parametrize(("rank", "pattern"), [(8, {}), (4, {"layers.0.self_attn.q_proj": 8})], ids=["r", "pattern"])
+def test_a_rank_above_the_limit_is_refused(
+    rank: int, pattern: dict[str, int], make_adapter: MakeAdapter, tmp_path: Path, tiny_model: BaseModel, store: Path
+) -> None:
+    """An adapter with a rank above HLO_MAX_LORA_RANK, in any layer, is refused with both; one at the limit is not."""
+    tensors = pair(rank=8) | pair(rank=rank, prefix=Q0.replace("layers.0", "layers.1"))
+    folder = make_adapter(tmp_path / "heart", rank=rank, config={"rank_pattern": pattern}, tensors=tensors)
+    for limit in (8, 64, None):
+        checked = adapters.check(Located.at(folder), "heart", tiny_model.linears, tiny_model.name, store, limit)
+        assert checked.rank == 8
+    with pytest.raises(AdapterError, match="rank 8 is above HLO_MAX_LORA_RANK=7") as caught:
+        adapters.check(Located.at(folder), "heart", tiny_model.linears, tiny_model.name, store, 7)
+    assert caught.value.remedy == "Raise it, or train with a lower rank."
 
 
 def test_nothing_is_left_in_the_store_but_copies(
@@ -471,9 +524,9 @@ def test_a_name_is_looked_up_in_order(tmp_path: Path) -> None:
     """A name is found in the first folder of the search path that has it."""
     first, second = tmp_path / "1", tmp_path / "2"
     (second / "heart").mkdir(parents=True)
-    assert adapters.locate(Adapter("heart"), (first, second)) == second / "heart"
+    assert adapters.locate(Adapter("heart"), (first, second)) == Located.at(second / "heart")
     (first / "heart").mkdir(parents=True)
-    assert adapters.locate(Adapter("heart"), (first, second)) == first / "heart"
+    assert adapters.locate(Adapter("heart"), (first, second)) == Located.at(first / "heart")
 
 
 def test_an_adapter_that_is_nowhere_is_told_with_every_place(tmp_path: Path) -> None:
@@ -487,14 +540,14 @@ def test_an_adapter_that_is_nowhere_is_told_with_every_place(tmp_path: Path) -> 
 
 def test_an_absolute_path_is_taken(tmp_path: Path) -> None:
     """An absolute path is the folder itself, wherever it is."""
-    assert adapters.locate(Adapter(str(tmp_path)), ()) == tmp_path
+    assert adapters.locate(Adapter(str(tmp_path)), ()) == Located.at(tmp_path)
 
 
 @pytest.mark.parametrize("reference", ["weights", "./weights", "sub/../weights"])
 def test_a_folder_inside_a_package_is_found(reference: str, package: Path) -> None:
     """A reference with a package is a folder inside that package."""
     found = adapters.locate(Adapter(reference, package="hlo_test_weights"), ())
-    assert found == (package / "weights").resolve()
+    assert found == Located.at((package / "weights").resolve())
 
 
 @pytest.mark.parametrize(
@@ -509,7 +562,8 @@ def test_a_folder_inside_a_package_is_found(reference: str, package: Path) -> No
         Adapter(" heart"),
         Adapter("heart\n"),
         Adapter("https://example.org/x"),
-        Adapter("hf://org/repo"),
+        Adapter("s3://bucket/x"),
+        Adapter("hf://org/repo", package="hlo_test_weights"),
         Adapter("file:///etc"),
         Adapter("/no/such/folder"),
         Adapter("/" + "x" * 300),
@@ -548,6 +602,86 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path, package: Path) -> None
             adapters.locate(adapter, (search,))
 
 
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[StubHub]:
+    """A stub of a model hub, and an empty cache."""
+    with serving(tmp_path / "cache") as stub:
+        yield stub
+
+
+@pytest.mark.parametrize("under", ["", "adapters/heart"])
+def test_an_adapter_on_a_hub_is_fetched_and_checked(
+    under: str, hub: StubHub, make_adapter: MakeAdapter, tmp_path: Path, tiny_model: BaseModel, store: Path
+) -> None:
+    """An adapter on a hub is fetched without pickles, checked like any other, and its source names the commit."""
+    folder = make_adapter(tmp_path / "heart")
+    (folder / "README.md").write_text("# Heart", encoding="utf-8")
+    (folder / "training_args.bin").write_bytes(b"a pickle")
+    commit = hub.push_folder("clinic/heart", folder, f"{under}/" if under else "")
+    tail = f"/{under}" if under else ""
+    located = adapters.locate(Adapter(f"hf://clinic/heart@main{tail}"), (), hub.open())
+    assert sorted(path.name for path in located.folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]
+    version = adapters.check(located, "heart", tiny_model.linears, tiny_model.name, store)
+    assert version.sha256 == adapters.content_hash(folder)
+    assert version.source == f"hf://clinic/heart@{commit}{tail}"
+    assert not any(path.is_symlink() for path in version.path.iterdir())
+
+
+def test_a_hub_is_used_as_its_environment_says(hub: StubHub, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """Without a hub of its own, an adapter is fetched from where huggingface_hub looks, into its cache."""
+    commit = hub.push_folder("clinic/heart", make_adapter(tmp_path / "heart"))
+    located = adapters.locate(Adapter(f"hf://clinic/heart@{commit}"), ())
+    assert located.folder.is_relative_to(hub.cache)
+
+
+def test_a_link_out_of_a_hubs_cache_is_refused(
+    hub: StubHub, make_adapter: MakeAdapter, tmp_path: Path, tiny_model: BaseModel, store: Path
+) -> None:
+    """A file in a hub's cache that was replaced by a link out of the repository's part of it is refused."""
+    folder = make_adapter(tmp_path / "heart")
+    hub.push_folder("clinic/heart", folder)
+    located = adapters.locate(Adapter("hf://clinic/heart"), (), hub.open())
+    (located.folder / WEIGHTS).unlink()
+    (located.folder / WEIGHTS).symlink_to(folder / WEIGHTS)
+    with pytest.raises(AdapterError, match="leads out of"):
+        adapters.check(located, "heart", tiny_model.linears, tiny_model.name, store)
+
+
+def test_a_shared_blob_of_a_hubs_cache_is_taken(
+    hub: StubHub, make_adapter: MakeAdapter, tmp_path: Path, tiny_model: BaseModel, store: Path
+) -> None:
+    """A file that huggingface_hub keeps once for all repositories, in the cache's `blobs`, is inside the boundary."""
+    hub.push_folder("clinic/heart", make_adapter(tmp_path / "heart"))
+    located = adapters.locate(Adapter("hf://clinic/heart"), (), hub.open())
+    blob = (located.folder / WEIGHTS).resolve()
+    shared = hub.cache / "blobs" / "00" / blob.name
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(shared)
+    assert adapters.check(located, "heart", tiny_model.linears, tiny_model.name, store).rank == 4
+
+
+def test_an_unpinned_adapter_is_refused_in_production(hub: StubHub, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """In production an adapter's branch must be in the lock file, and then means the commit that stands there."""
+    folder = make_adapter(tmp_path / "heart")
+    commit = hub.push_folder("clinic/heart", folder)
+    hub.push("clinic/heart", {CONFIG: b"moved"})
+    adapter = Adapter("hf://clinic/heart@main")
+    with pytest.raises(HubError, match="hf://clinic/heart@main is not pinned"):
+        adapters.locate(adapter, (), hub.open(production=True))
+    content = (folder / WEIGHTS).read_bytes()
+    files = {WEIGHTS: LockedFile(hashlib.sha256(content).hexdigest(), len(content))}
+    lock = Lock().having(Reference.parse(adapter.reference), Locked(commit, files))
+    assert adapters.locate(adapter, (), hub.open(lock, production=True)).source == f"hf://clinic/heart@{commit}"
+
+
+@pytest.mark.parametrize("reference", ["hf://heart", "hf://org/repo@", "hf://org/repo@main/../x"])
+def test_malformed_hub_references_are_refused(reference: str) -> None:
+    """A reference to a hub that is malformed, or leads out of its repository, is refused without asking any."""
+    with pytest.raises(HubError, match="is no reference to a model hub"):
+        adapters.locate(Adapter(reference), ())
+
+
 def test_the_null_adapter_changes_nothing_and_fits(tiny_model: BaseModel, store: Path) -> None:
     """The null adapter is all zero, of rank 1, on one layer of the wanted kinds, and always has the same hash."""
     from safetensors.torch import load_file
@@ -558,7 +692,7 @@ def test_the_null_adapter_changes_nothing_and_fits(tiny_model: BaseModel, store:
     weights = load_file(made[0].path / WEIGHTS)
     assert [not tensor.any() for tensor in weights.values()] == [True, True]
     with pytest.raises(AdapterError, match="changes nothing"):  # and nothing else is wrong with it
-        adapters.check(made[0].path, "null", tiny_model.linears, "tiny", store)
+        adapters.check(Located.at(made[0].path), "null", tiny_model.linears, "tiny", store)
 
 
 def test_peft_can_read_what_is_accepted(tiny_model: BaseModel, check: Check, tmp_path: Path) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from hlo.errors import ModelError
+from hlo.errors import HubError, ModelError
 from hlo.generation import base_model
 from hlo.generation.base_model import BaseModel
+from hlo.hub import Lock, Locked, Reference
+from tests.hub_stub import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.hub_stub import StubHub
 
 
 def test_a_folder_is_found(tiny_model: BaseModel) -> None:
@@ -75,7 +83,9 @@ def test_a_folder_that_holds_no_model_is_refused(content: str | None, said: str,
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("reference", ["./no/such/folder", "not a name", "a/b/c/d"])
+@pytest.mark.parametrize(
+    "reference", ["./no/such/folder", "not a name", "a/b/c/d", "org/name@main", "name", "datasets/x"]
+)
 def test_what_is_neither_folder_nor_name_is_refused(reference: str) -> None:
     """A reference that is no folder and no hub's name is refused without asking any hub."""
     with pytest.raises(ModelError, match="is neither a folder nor a hub's `org/name`") as caught:
@@ -83,13 +93,55 @@ def test_what_is_neither_folder_nor_name_is_refused(reference: str) -> None:
     assert "misspelling" in caught.value.remedy
 
 
-def test_a_model_that_can_not_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[StubHub]:
+    """A stub of a model hub, and an empty cache."""
+    with serving(tmp_path / "cache") as stub:
+        yield stub
+
+
+@pytest.mark.parametrize(
+    ("reference", "revision"),
+    [("clinic/tiny", None), ("clinic/tiny", "main"), ("hf://clinic/tiny", None), ("hf://clinic/tiny@main", None)],
+)
+def test_a_hubs_model_is_fetched(reference: str, revision: str | None, hub: StubHub, tiny_model: BaseModel) -> None:
+    """A model is had from a hub by each of its names, without pickles and second copies, and is called by its own."""
+    files = {path.name: path.read_bytes() for path in tiny_model.folder.iterdir()}
+    hub.push("clinic/tiny", files | {"pytorch_model.bin": b"pickle", "consolidated.safetensors": b"the same again"})
+    for one in (hub.open(), None):
+        found = base_model.find(reference, revision, hub=one)
+        assert (found.name, found.embedded, found.linears) == ("tiny", False, tiny_model.linears)
+        assert {path.name for path in found.folder.iterdir()} == set(files)
+
+
+def test_an_unpinned_model_is_refused_in_production(hub: StubHub, tiny_model: BaseModel) -> None:
+    """In production a hub's model needs a commit as its revision, or a place in the lock file."""
+    commit = hub.push_folder("clinic/tiny", tiny_model.folder)
+    with pytest.raises(HubError, match="hf://clinic/tiny@main is not pinned"):
+        base_model.find("clinic/tiny", "main", hub=hub.open(production=True))
+    assert base_model.find("clinic/tiny", commit, hub=hub.open(production=True)).name == "tiny"
+    lock = Lock().having(Reference("clinic/tiny", "main"), Locked(commit, {}))
+    assert base_model.find("clinic/tiny", "main", hub=hub.open(lock, production=True)).folder.name == commit
+
+
+def test_a_model_that_can_not_be_fetched_is_refused(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub's model that is not in the cache is refused by name when there is no hub, with two ways out."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="`someone/no-such-model` is not in the local cache") as caught:
+    with pytest.raises(HubError, match="someone/no-such-model is not in the cache") as caught:
         base_model.find("someone/no-such-model")
-    assert "HLO_MODEL" in caught.value.remedy
+    assert "hlo models fetch" in caught.value.remedy
+    assert "HF_HUB_OFFLINE" in caught.value.remedy
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "revision"), [("clinic/tiny", "a b"), ("hf://clinic/tiny@main", "v1"), ("hf://tiny", None)]
+)
+def test_a_malformed_revision_is_refused(reference: str, revision: str | None) -> None:
+    """A revision that can be none, or that is given twice, is refused without asking any hub."""
+    with pytest.raises(ModelError) as caught:
+        base_model.find(reference, revision)
+    assert "HLO_REVISION" in caught.value.remedy
 
 
 def test_the_embedded_root_holds_models() -> None:

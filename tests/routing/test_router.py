@@ -39,8 +39,3 @@ async def test_equal_leads_are_ambiguous(parts: Parts) -> None:
     route = await parts.router.route("valve numb")
     assert (route.status, route.specialty) == ("ambiguous", "neurology")
     assert [one.specialty for one in route.scores] == ["neurology", "cardiology", "oncology"]
-
-
-def test_the_router_knows_its_encoder(parts: Parts) -> None:
-    """The router tells the name of the encoder in use."""
-    assert parts.router.encoder_name == "hashing"

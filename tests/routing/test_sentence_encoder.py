@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from hlo.errors import EncoderError
+from hlo.errors import EncoderError, HubError
 from hlo.routing.sentence_encoder import SentenceEncoder
+from tests.hub_stub import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.hub_stub import StubHub
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +100,38 @@ def test_a_damaged_encoder_is_refused(damaged: str, folder: Path, tmp_path: Path
         SentenceEncoder.load(str(copy))
 
 
-def test_an_encoder_that_can_not_be_fetched_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[StubHub]:
+    """A stub of a model hub, and an empty cache."""
+    with serving(tmp_path / "cache") as stub:
+        yield stub
+
+
+def test_a_hubs_encoder_is_fetched(hub: StubHub, encoder: SentenceEncoder, folder: Path) -> None:
+    """An encoder is had from a hub by its name, without what other libraries need, and is the one in the folder."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.push("clinic/encoder", files | {"onnx/config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    for one in (hub.open(), None):
+        found = SentenceEncoder.load("clinic/encoder", hub=one)
+        assert found.fingerprint == encoder.fingerprint
+        assert found.name == "clinic/encoder"
+    assert sorted(hub.downloads()) == sorted(Path(name).name for name in files if not name.endswith(".md"))
+
+
+def test_an_unpinned_encoder_is_refused_in_production(hub: StubHub) -> None:
+    """In production a hub's encoder must be pinned."""
+    hub.push("clinic/encoder", {"modules.json": b"[]"})
+    with pytest.raises(HubError, match="hf://clinic/encoder is not pinned"):
+        SentenceEncoder.load("clinic/encoder", hub=hub.open(production=True))
+
+
+def test_an_encoder_that_can_not_be_fetched_is_refused(hub: StubHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that is neither a folder nor in the cache is refused by name when there is no hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(EncoderError, match="`someone/no-such-encoder`") as caught:
+    with pytest.raises(HubError, match="someone/no-such-encoder is not in the cache") as caught:
         SentenceEncoder.load("someone/no-such-encoder")
     assert "hlo[offline]" in caught.value.remedy
+    assert hub.asked == []
 
 
 def test_what_is_no_name_is_refused() -> None:

@@ -1,0 +1,183 @@
+"""Exchanges the specialties of a running HLO for those that are installed now, while questions are being answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from hlo import assemble, catalog, plugins
+from hlo.assemble import Runtime
+from hlo.catalog import Catalog, Entry
+from hlo.edition import Edition
+from hlo.errors import AdapterError, HLOError
+from hlo.plugins.calls import HookCalls
+from hlo.records import AdapterVersion, Refusal
+from hlo.routing import prototypes
+from hlo.routing.prototypes import Prototypes
+
+logger = logging.getLogger("hlo")
+
+
+class Reloaded(Struct, frozen=True):
+    """What a reload did, by the names of specialties; `changed` ones have another adapter.
+
+    `kept` are those whose new version was refused, and which are served as they were before.
+    """
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+
+
+class Reloader:
+    """Reloads one runtime, one reload at a time.
+
+    A request keeps the edition that it began with, and an adapter leaves the engine once no request uses an edition
+    that has it. A changed adapter has another content hash, and so another name in the engine: nothing that is cached
+    for the old one can be taken for the new.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = asyncio.Lock()
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def reload(self) -> Reloaded:
+        """Find, check and load what is installed now, and exchange it for what was served. Raises `HLOError`."""
+        metrics = self._runtime.metrics
+        async with self._lock:
+            try:
+                if self._leaving is not None:  # what left with the last reload must be out of the engine
+                    await self._leaving
+                done = await self._exchange()
+            except BaseException:
+                metrics.reloaded("failed")
+                raise
+            metrics.reloaded("done")
+            logger.info(
+                "reloaded: added %s; changed %s; removed %s; kept as they were %s",
+                *(", ".join(names) or "none" for names in (done.added, done.changed, done.removed, done.kept)),
+            )
+            return done
+
+    async def close(self) -> None:
+        """Stop waiting for what is leaving."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.gather(self._leaving, return_exceptions=True)
+
+    async def _exchange(self) -> Reloaded:
+        runtime, settings = self._runtime, self._runtime.settings
+        old = runtime.pipeline.edition
+        found, hooks = await asyncio.to_thread(assemble.collect, settings, runtime.model, fresh=True)
+        vectors, unroutable = await self._embed(found, old)
+        found = catalog.keep(found, unroutable)
+        calls = HookCalls(hooks, settings.question_timeout_s, runtime.metrics.hook_failed)
+        served = {name: entry for name, entry in old.catalog.entries.items() if _stays(entry, found)}
+        served |= {name: entry for name, entry in found.entries.items() if not self._is_new(entry)}
+        pending = [name for name, entry in found.entries.items() if self._is_new(entry)]
+        refusals = list(found.refusals)
+        while True:
+            room = max(runtime.pipeline.engine.info.max_adapters - len(_versions(runtime.pipeline.catalog)), 0)
+            for name in pending[:room]:
+                entry = found.entries[name]
+                error = await assemble.load(entry, runtime.pipeline.engine, runtime.tokenizer)
+                if error is None:
+                    served[name] = entry
+                else:
+                    refusals.append(Refusal(entry.plugin, name, error.message, error.remedy))
+            pending = pending[room:]
+            before = runtime.pipeline.edition
+            now = Catalog(dict(sorted(served.items())), tuple(refusals), found.off)
+            runtime.pipeline.edition = assemble.make_edition(
+                settings, now, runtime.encoder, _vectors(now, found, vectors, old), calls
+            )
+            if not pending:
+                break
+            await self._leave(before)
+            if len(_versions(now)) >= runtime.pipeline.engine.info.max_adapters:
+                refusals += [_no_room(found.entries[name]) for name in pending]
+                pending = []
+        self._leaving = asyncio.create_task(self._leave(before))
+        assemble.announce(runtime.pipeline.catalog, runtime.metrics)
+        return _difference(old.catalog, runtime.pipeline.catalog, refusals)
+
+    def _is_new(self, entry: Entry) -> bool:
+        """Whether the engine has yet to load an entry's adapter."""
+        return entry.adapter.engine_name not in _versions(self._runtime.pipeline.catalog)
+
+    async def _embed(self, found: Catalog, old: Edition) -> tuple[Prototypes, dict[str, HLOError]]:
+        """The prototypes of what was found; those of specialties whose examples have not changed are known."""
+        same = {name for name, entry in found.entries.items() if _same_examples(entry, old.catalog.entries.get(name))}
+        others = [entry.specialty for name, entry in found.entries.items() if name not in same]
+        known = prototypes.only(old.router.prototypes, same)
+        fresh, errors = await assemble.embed(others, self._runtime.encoder)
+        return prototypes.join(known, fresh), dict(errors)
+
+    async def _leave(self, old: Edition) -> None:
+        """Wait until nobody uses `old`; take out of the engine what only it had, and stop its hooks."""
+        await old.drained()
+        now = self._runtime.pipeline.edition
+        present = _versions(now.catalog)
+        for name, version in _versions(old.catalog).items():
+            if name not in present:
+                await self._runtime.pipeline.engine.unload(version)
+        if old.hooks is not now.hooks:
+            await asyncio.to_thread(old.hooks.close, self._runtime.settings.shutdown_grace_s)
+
+
+def _versions(found: Catalog) -> dict[str, AdapterVersion]:
+    """The adapters of a catalog, by their names in the engine."""
+    return {entry.adapter.engine_name: entry.adapter for entry in found.entries.values()}
+
+
+def _stays(entry: Entry, found: Catalog) -> bool:
+    """Whether a specialty that is served is installed still, be it in a version that can not be served."""
+    name, here = entry.specialty.name, {point.name for point in plugins.installed()} - set(found.off)
+    refused = any(refusal.plugin == entry.plugin and refusal.specialty in (None, name) for refusal in found.refusals)
+    return name in found.entries or (refused and entry.plugin in here)
+
+
+def _same_examples(entry: Entry, before: Entry | None) -> bool:
+    if before is None or entry.specialty.embeddings is not None or before.specialty.embeddings is not None:
+        return False
+    return entry.specialty.examples == before.specialty.examples
+
+
+def _vectors(now: Catalog, found: Catalog, vectors: Prototypes, old: Edition) -> Prototypes:
+    """The prototype of each entry that is served: from its own examples, be they new or old."""
+    new = {name for name, entry in now.entries.items() if entry is found.entries.get(name)}
+    return prototypes.join(
+        prototypes.only(vectors, new), prototypes.only(old.router.prototypes, now.entries.keys() - new)
+    )
+
+
+def _no_room(entry: Entry) -> Refusal:
+    error = AdapterError(
+        f"The engine has no room left for the adapter of `{entry.specialty.name}`.",
+        remedy="Restart HLO, with a larger HLO_SPARE_ADAPTERS for the next time.",
+    )
+    return Refusal(entry.plugin, entry.specialty.name, error.message, error.remedy)
+
+
+def _difference(old: Catalog, now: Catalog, refusals: Iterable[Refusal]) -> Reloaded:
+    refused = tuple(refusals)
+    culprits = {(refusal.plugin, refusal.specialty) for refusal in refused}
+    return Reloaded(
+        added=tuple(name for name in now.entries if name not in old.entries),
+        changed=tuple(
+            name
+            for name, entry in now.entries.items()
+            if name in old.entries and entry.adapter.sha256 != old.entries[name].adapter.sha256
+        ),
+        removed=tuple(name for name in old.entries if name not in now.entries),
+        kept=tuple(
+            name for name, entry in now.entries.items() if culprits & {(entry.plugin, name), (entry.plugin, None)}
+        ),
+        refused=refused,
+    )

@@ -1,0 +1,298 @@
+"""The catchment audit: which questions a new plugin would take, and from whom.
+
+Every question is routed twice by the real decision, without the new specialties and with them. Routing compares a
+question with all prototypes, so a new specialty can only be judged among those that it is to stand beside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct
+
+from hlo.contracts import Encoder
+from hlo.errors import SettingsError
+from hlo.records import Route, Specialty
+from hlo.routing import prototypes
+from hlo.routing.decision import Thresholds, decide
+from hlo.routing.prototypes import Prototypes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NOWHERE = "out_of_scope"
+"""What stands in the place of a specialty's name for questions that go to none."""
+
+UNKNOWN = "(your questions)"
+"""What stands in the place of a specialty's name for an operator's questions that do not say whose they are."""
+
+
+class Asked(Struct, frozen=True):
+    """A question of the operator's, and the specialty that ought to get it, where somebody has said so."""
+
+    text: str
+    specialty: str | None = None
+
+
+class Moved(Struct, frozen=True):
+    """A question that goes elsewhere once the new specialties are there.
+
+    `owner` is the specialty that it belongs to (None: nobody said), `given` whether it is one of the operator's.
+    `before` and `after` are specialties, or None for out of scope, and the scores are those of the best specialty.
+    """
+
+    question: str
+    owner: str | None
+    given: bool
+    before: str | None
+    score_before: float
+    after: str | None
+    score_after: float
+
+    @property
+    def change(self) -> float:
+        """By how much the best score rises."""
+        return self.score_after - self.score_before
+
+
+class Catchment(Struct, frozen=True):
+    """What one specialty (or `out_of_scope`) loses to the new ones.
+
+    `before` counts the questions that went there and are known to be no new specialty's: examples, and those of the
+    operator's that say whose they are. `lost` of them go to a new specialty now. `given` and `given_lost` count the
+    operator's other questions.
+    """
+
+    specialty: str
+    before: int
+    lost: int
+    given: int = 0
+    given_lost: int = 0
+
+    @property
+    def share(self) -> float:
+        """The share that is lost, from 0 to 1; 0 where nothing went there before."""
+        return self.lost / self.before if self.before else 0.0
+
+
+class Home(Struct, frozen=True):
+    """Where a new specialty's own examples go: how many there are, and how many to each place, most first."""
+
+    specialty: str
+    examples: int
+    places: Mapping[str, int]
+
+    @property
+    def home(self) -> int:
+        """How many come home."""
+        return self.places.get(self.specialty, 0)
+
+    @property
+    def share(self) -> float:
+        """The share that comes home, from 0 to 1."""
+        return self.home / self.examples if self.examples else 0.0
+
+
+class Confusion(Struct, frozen=True):
+    """How many questions of each row's specialty go to each column's, the new specialties being there."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+class Audit(Struct, frozen=True):
+    """What the new specialties change. `questions` counts all that were routed, `given` those of the operator's.
+
+    `moved` is in the order of the scores' change, largest first. `unsettled` counts questions that stay where they
+    were, but become ambiguous. `left_out` are installed specialties without a usable prototype, which are not served.
+    """
+
+    new: tuple[str, ...]
+    questions: int
+    given: int
+    moved: tuple[Moved, ...]
+    unsettled: int
+    catchments: tuple[Catchment, ...]
+    homes: tuple[Home, ...]
+    confusion: Confusion
+    left_out: tuple[str, ...] = ()
+
+
+class Remembering:
+    """An encoder that embeds each question once, and then knows it (`hlo.contracts.Encoder`)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.name = encoder.name
+        self.fingerprint = encoder.fingerprint
+        self.dimension = encoder.dimension
+        self._encoder = encoder
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors, shape (questions, dimension)."""
+        unknown = list(dict.fromkeys(question for question in questions if question not in self._known))
+        if unknown:
+            self._known |= dict(zip(unknown, self._encoder.encode(unknown), strict=True))
+        if not questions:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        return np.stack([self._known[question] for question in questions])
+
+
+class _Row(Struct, frozen=True):
+    text: str
+    owner: str | None
+    given: bool
+    vector: NDArray[np.float32]
+
+
+def audit(
+    new: Sequence[Specialty],
+    installed: Sequence[Specialty],
+    encoder: Encoder,
+    thresholds: Thresholds,
+    questions: Sequence[Asked] = (),
+) -> Audit:
+    """Route every example and every question without and with the specialties `new`.
+
+    `installed` are all others. Raises `PluginError` when a new specialty can have no prototype, and `EncoderError`.
+    """
+    known = Remembering(encoder)
+    texts = [text for one in (*installed, *new) for text in examples(one)]
+    known.encode([*texts, *(one.text for one in questions)])  # at once: an encoder is quickest with large batches
+    left_out = prototypes.refuse_embeddings(installed, known)
+    served = [one for one in installed if one.name not in left_out and (any(examples(one)) or one.embeddings)]
+    old = _prototypes(served, known)
+    both = prototypes.join(old, _prototypes(new, known))
+    rows = [row for one in served for row in _examples(one, known)]
+    rows += [
+        _Row(one.text, one.specialty, True, vector)
+        for one, vector in zip(questions, known.encode([one.text for one in questions]), strict=True)
+    ]
+    own = [row for one in new for row in _examples(one, known)]
+    before, after = _routes(rows, old, thresholds), _routes([*rows, *own], both, thresholds)
+    names = tuple(one.name for one in new)
+    moved = [
+        _moved(row, was, now)
+        for row, was, now in zip(rows, before, after[: len(rows)], strict=True)
+        if was.specialty != now.specialty
+    ]
+    pairs = list(zip(before, after[: len(rows)], strict=True))
+    return Audit(
+        new=names,
+        questions=len(rows) + len(own),
+        given=len(questions),
+        moved=tuple(sorted(moved, key=lambda one: (-abs(one.change), one.question))),
+        unsettled=sum(was.specialty == now.specialty and was.status != now.status for was, now in pairs),
+        catchments=_catchments(rows, pairs, names, [one.name for one in served]),
+        homes=_homes(own, after[len(rows) :], names),
+        confusion=_confusion([*rows, *own], after, [*(one.name for one in served), *names]),
+        left_out=tuple(sorted({one.name for one in installed} - {one.name for one in served})),
+    )
+
+
+def examples(specialty: Specialty) -> tuple[str, ...]:
+    """All of a specialty's examples, part after part."""
+    return tuple(text for part in specialty.examples.values() for text in part)
+
+
+def read_questions(file: Path) -> tuple[Asked, ...]:
+    """An operator's questions: one a line, or JSON lines with `question` and, where it is known, `specialty`.
+
+    Raises `SettingsError` with the line's number, and never its words.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"`{file}` can not be read: {reason}.", remedy="Save the questions in UTF-8.") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if file.suffix.lower() not in (".jsonl", ".ndjson"):
+        return tuple(Asked(line) for _, line in numbered)
+    return tuple(_decode(file, number, line) for number, line in numbered)
+
+
+def _decode(file: Path, number: int, line: str) -> Asked:
+    try:
+        told = json.loads(line)
+    except ValueError:
+        told = None
+    if isinstance(told, dict) and isinstance(told.get("question"), str) and told["question"].strip():
+        specialty = told.get("specialty")
+        if specialty is None or isinstance(specialty, str):
+            return Asked(told["question"], specialty or None)
+    raise SettingsError(
+        f"Line {number} of `{file}` is no question.",
+        remedy='Write {"question": "…"} in each line, with "specialty": "…" where you know whose it is.',
+    )
+
+
+def _prototypes(specialties: Sequence[Specialty], encoder: Encoder) -> Prototypes:
+    pairs = [(one.name, prototypes.prototype(one, encoder)) for one in specialties]
+    return prototypes.stack(pairs, encoder.dimension)
+
+
+def _examples(specialty: Specialty, encoder: Encoder) -> list[_Row]:
+    """A specialty's examples; where the author gave embeddings and no words, those."""
+    texts: Sequence[str] = examples(specialty)
+    if texts:
+        vectors = encoder.encode(texts)
+    else:
+        parts = prototypes.given(specialty, encoder)
+        names = list(specialty.embeddings.parts) if specialty.embeddings else []
+        texts = [f"({name}, {n + 1})" for name, part in zip(names, parts, strict=True) for n in range(len(part))]
+        vectors = np.concatenate(parts) if parts else np.zeros((0, encoder.dimension), dtype=np.float32)
+    return [_Row(text, specialty.name, False, vector) for text, vector in zip(texts, vectors, strict=True)]
+
+
+def _routes(rows: Sequence[_Row], among: Prototypes, thresholds: Thresholds) -> list[Route]:
+    if not rows:
+        return []
+    return [decide(scores, thresholds) for scores in among.scores(np.stack([row.vector for row in rows]))]
+
+
+def _moved(row: _Row, was: Route, now: Route) -> Moved:
+    return Moved(row.text, row.owner, row.given, was.specialty, _best(was), now.specialty, _best(now))
+
+
+def _best(route: Route) -> float:
+    return route.scores[0].score if route.scores else 0.0
+
+
+def _catchments(
+    rows: Sequence[_Row], pairs: Iterable[tuple[Route, Route]], new: Sequence[str], names: Sequence[str]
+) -> tuple[Catchment, ...]:
+    before, lost, given, given_lost = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for row, (was, now) in zip(rows, pairs, strict=True):
+        place, gone = was.specialty or NOWHERE, now.specialty in new
+        if row.owner is None:
+            given[place] += 1
+            given_lost[place] += gone
+        elif row.owner not in new:  # a question that belongs to the new specialty is no loss to anybody
+            before[place] += 1
+            lost[place] += gone
+    found = [Catchment(name, before[name], lost[name], given[name], given_lost[name]) for name in (*names, NOWHERE)]
+    return tuple(sorted(found, key=lambda one: (-one.share, -one.given_lost, one.specialty)))
+
+
+def _homes(rows: Sequence[_Row], routes: Sequence[Route], new: Sequence[str]) -> tuple[Home, ...]:
+    places: dict[str, Counter[str]] = {name: Counter() for name in new}
+    for row, route in zip(rows, routes, strict=True):
+        places[str(row.owner)][route.specialty or NOWHERE] += 1
+    return tuple(Home(name, counts.total(), dict(counts.most_common())) for name, counts in places.items())
+
+
+def _confusion(rows: Sequence[_Row], routes: Sequence[Route], names: Sequence[str]) -> Confusion:
+    counts = Counter(
+        (row.owner or UNKNOWN, route.specialty or NOWHERE) for row, route in zip(rows, routes, strict=True)
+    )
+    owners = {owner for owner, _ in counts}
+    strangers = sorted(owners - {*names, UNKNOWN})  # what an operator calls a specialty that is not installed
+    lines = (*names, *strangers, *([UNKNOWN] if UNKNOWN in owners else []))
+    columns = (*names, NOWHERE)
+    return Confusion(lines, columns, tuple(tuple(counts[row, column] for column in columns) for row in lines))

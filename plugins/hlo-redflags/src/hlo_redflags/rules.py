@@ -1,0 +1,287 @@
+"""The rules that recognise an emergency: read from `red_flags.toml`, compiled once, applied in linear time.
+
+The method is that of NegEx (Chapman et al. 2001, doi:10.1006/jbin.2001.1029) and ConText (Harkema et al. 2009,
+doi:10.1016/j.jbi.2009.05.002): concepts are phrases; modifiers (negation, past, general knowledge, …) are phrases with
+a reach, in which the concepts do not count.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from hlo.errors import PluginError
+from hlo_redflags.text import misspellings, plain_words
+
+_FILE = "red_flags.toml"
+_PHRASE = re.compile(r"[a-z0-9 |()\[\]?*#~%.,<>_/-]+")
+_TWICE = re.compile(r"\*[*?a-z0-9#<\[(]")
+_NAME = re.compile(r"<(\w+)>")
+_NUMBER = (
+    r"(?:\d[\d.,/]*|an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
+    r"half|few|several|couple|couple of|many|some)"
+)
+_SUGAR = (("(", "(?:"), (".", r"\."), ("~~ ", "(?:[^ .]+ ){0,6}"), ("~ ", "(?:[^ .]+ ){0,3}"), ("*", "[^ ]*"), ("%", "(?:19|20)[0-9][0-9]"))
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True):
+    """One description of an emergency.
+
+    It is met when each concept in `all` occurs, all of them within `within` words, and no concept in `unless` occurs
+    anywhere. Occurrences in the reach of a modifier do not count, but for the modifiers that `ignore` names.
+    """
+
+    kind: str
+    all: tuple[str, ...]
+    within: int = 40
+    unless: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+class Modifier(Struct, frozen=True, forbid_unknown_fields=True):
+    """Phrases after which (`forward`) or around which (`sentence`, `clause`, `question`) concepts do not count.
+
+    A forward reach is `words` long at most, and ends with the sentence or at a phrase in `until`. A modifier has no
+    effect where a phrase in `released_by` stands in its reach.
+    """
+
+    phrases: tuple[str, ...]
+    reach: Literal["forward", "clause", "sentence", "question"]
+    words: int = 1000
+    until: tuple[str, ...] = ()
+    released_by: tuple[str, ...] = ()
+
+
+class Data(Struct, frozen=True, forbid_unknown_fields=True):
+    """What `red_flags.toml` holds. `notices` has the kinds in the order in which they are told, most pressing first."""
+
+    spelling: tuple[str, ...]
+    spelled: dict[str, str]
+    notices: dict[str, str]
+    modifiers: dict[str, Modifier]
+    concepts: dict[str, tuple[str, ...]]
+    rules: tuple[Rule, ...]
+
+
+class _Reach(Struct, frozen=True):
+    """A modifier, compiled."""
+
+    modifier: Modifier
+    pattern: re.Pattern[str]
+    until: re.Pattern[str] | None
+    released_by: re.Pattern[str] | None
+
+
+class Span(Struct, frozen=True):
+    """Where a phrase stands: its first word, and the one after its last."""
+
+    start: int
+    end: int
+
+
+class Rules:
+    """All rules, compiled."""
+
+    def __init__(self, data: Data) -> None:
+        """Compile. Raises `PluginError` when a rule or phrase names what is not there, or a phrase is malformed."""
+        self._data = data
+        self._spelling = misspellings(data.spelling) | data.spelled
+        _check_names(data)
+        self._concepts = {name: _compile(phrases, data.concepts) for name, phrases in data.concepts.items()}
+        self._reaches = {
+            name: _Reach(
+                one,
+                _compile(one.phrases, data.concepts),
+                _compile(one.until, data.concepts) if one.until else None,
+                _compile(one.released_by, data.concepts) if one.released_by else None,
+            )
+            for name, one in data.modifiers.items()
+        }
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of emergency, most pressing first."""
+        return tuple(self._data.notices)
+
+    def notice(self, kind: str) -> str:
+        """What to tell someone who describes an emergency of this kind."""
+        return self._data.notices[kind]
+
+    def find(self, text: str) -> tuple[str, ...]:
+        """The kinds of emergency that `text` describes, most pressing first; empty when there is none."""
+        asked = _Asked(plain_words(text, self._spelling), self._concepts, self._reaches)
+        met = {rule.kind for rule in self._data.rules if asked.meets(rule)}
+        return tuple(kind for kind in self._data.notices if kind in met)
+
+
+class _Asked:
+    """One question, and what has been found in it so far."""
+
+    def __init__(
+        self, words: Sequence[str], concepts: Mapping[str, re.Pattern[str]], reaches: Mapping[str, _Reach]
+    ) -> None:
+        self._words = words
+        self._text = " ".join(words)
+        self._starts: list[int] = []
+        at = 0
+        for word in words:
+            self._starts.append(at)
+            at += len(word) + 1
+        self._concepts = concepts
+        self._found: dict[str, list[Span]] = {}
+        self._stops = [number for number, word in enumerate(words) if word == "."]
+        self._pauses = [number for number, word in enumerate(words) if word in (".", ",", "but")]
+        self._covered = {name: self._cover(reach) for name, reach in reaches.items()}
+
+    def meets(self, rule: Rule) -> bool:
+        """Whether the rule is met."""
+        spans = []
+        for concept in rule.all:
+            counting = [one for one in self._spans(concept) if self._counts(one, rule.ignore)]
+            if not counting:
+                return False
+            spans.append(counting)
+        return _together(spans, rule.within) and not any(self._spans(concept) for concept in rule.unless)
+
+    def _spans(self, concept: str) -> list[Span]:
+        if concept not in self._found:
+            self._found[concept] = list(self._search(self._concepts[concept]))
+        return self._found[concept]
+
+    def _search(self, pattern: re.Pattern[str]) -> Iterator[Span]:
+        for match in pattern.finditer(self._text):
+            yield Span(bisect_right(self._starts, match.start()) - 1, bisect_right(self._starts, match.end() - 1))
+
+    def _counts(self, span: Span, ignore: Sequence[str]) -> bool:
+        return not any(span.start in covered for name, covered in self._covered.items() if name not in ignore)
+
+    def _cover(self, reach: _Reach) -> frozenset[int]:
+        """The numbers of the words that a modifier reaches."""
+        stops = [] if reach.until is None else [one.start for one in self._search(reach.until)]
+        releases = [] if reach.released_by is None else [one.start for one in self._search(reach.released_by)]
+        covered: set[int] = set()
+        done = -1  # what was covered from here on back is not gone through again: keeps time linear
+        for span in self._search(reach.pattern):
+            if reach.modifier.reach == "forward":
+                first, last = span.end, self._until(span.end, stops, reach.modifier.words)
+            else:
+                first, last = self._around(span, reach.modifier.reach)
+            if last <= done or _any_in(releases, span.start if reach.modifier.reach == "forward" else first, last):
+                continue
+            covered.update(range(max(first, done), last))
+            done = last
+        return frozenset(covered)
+
+    def _until(self, start: int, stops: Sequence[int], words: int) -> int:
+        end = min(_next(self._stops, start, len(self._words)), start + words)
+        return min(end, _next(stops, start, end))
+
+    def _around(self, span: Span, reach: str) -> tuple[int, int]:
+        if reach == "question":
+            return 0, len(self._words)
+        borders = self._stops if reach == "sentence" else self._pauses
+        before = bisect_right(borders, span.start - 1) - 1
+        return (borders[before] + 1 if before >= 0 else 0), _next(borders, span.end, len(self._words))
+
+
+def load(package: str = "hlo_redflags", filename: str = _FILE) -> Rules:
+    """Read and compile rules from a TOML file inside `package`. Raises `PluginError`."""
+    source = resources.files(package).joinpath(filename).read_text(encoding="utf-8")
+    return read(source, filename)
+
+
+def read(source: str, filename: str = _FILE) -> Rules:
+    """Compile rules from TOML. Raises `PluginError` when they are malformed."""
+    try:
+        data: Data = msgspec.convert(_flatten(tomllib.loads(source)), Data)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise PluginError(f"`{filename}` holds no rules: {error}.", remedy="Mend that line.") from error
+    return Rules(data)
+
+
+def _flatten(table: dict[str, Any]) -> dict[str, Any]:
+    """Give each notice the number to call, and each rule its kind: in the file they stand under their kind."""
+    number = table.pop("emergency_number", "")
+    kinds = table.pop("kinds", {})
+    table["notices"] = {name: kind["notice"].replace("{number}", number) for name, kind in kinds.items()}
+    table["rules"] = [
+        {"kind": name, "ignore": kind.get("ignore", []), **rule}
+        for name, kind in kinds.items()
+        for rule in kind["rules"]
+    ]
+    return table
+
+
+def _check_names(data: Data) -> None:
+    named = {name for rule in data.rules for name in (*rule.all, *rule.unless)}
+    named |= {name for phrases in data.concepts.values() for phrase in phrases for name in _NAME.findall(phrase)}
+    if unknown := sorted(named - set(data.concepts)):
+        raise PluginError(f"`{_FILE}` names concepts that it lacks: {unknown}.", remedy="Add them to [concepts].")
+    ignored = {name for rule in data.rules for name in rule.ignore}
+    if unknown := sorted(ignored - set(data.modifiers)):
+        raise PluginError(f"`{_FILE}` ignores modifiers that it lacks: {unknown}.", remedy="Add them to [modifiers].")
+
+
+def _compile(phrases: Sequence[str], concepts: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
+    try:
+        return re.compile(f"(?<![^ ]){_either(phrases, concepts, ())}(?![^ ])")
+    except re.error as error:
+        raise PluginError(f"A phrase in `{_FILE}` is malformed: {error}.", remedy="Mend it.") from error
+
+
+def _either(phrases: Sequence[str], concepts: Mapping[str, Sequence[str]], inside: tuple[str, ...]) -> str:
+    return f"(?:{'|'.join(_pattern(phrase, concepts, inside) for phrase in phrases)})"
+
+
+def _pattern(phrase: str, concepts: Mapping[str, Sequence[str]], inside: tuple[str, ...]) -> str:
+    """A regular expression for a phrase.
+
+    Besides words, `|`, `()` and `?`, a phrase has `*` (the rest of a word), `#` (a number), `~` and `~~` (up to three,
+    or six, other words of the sentence) and `<concept>`. Nothing repeats without a bound across words, so that no
+    phrase can backtrack out of hand.
+    """
+    if not _PHRASE.fullmatch(phrase) or not phrase.strip() or _TWICE.search(phrase):
+        raise PluginError(f"The phrase `{phrase}` in `{_FILE}` is malformed.", remedy="Use a-z, 0-9 and |()?*#~<>.")
+    for sugar, plain in _SUGAR:
+        phrase = phrase.replace(sugar, plain)
+    phrase = phrase.replace("#", _NUMBER)
+
+    def inner(match: re.Match[str]) -> str:
+        name = match[1]
+        if name in inside or name not in concepts:
+            raise PluginError(f"The concept `{name}` in `{_FILE}` is missing, or holds itself.", remedy="Mend it.")
+        return _either(concepts[name], concepts, (*inside, name))
+
+    return _NAME.sub(inner, phrase)
+
+
+def _together(spans: Sequence[Sequence[Span]], within: int) -> bool:
+    """Whether one span of each kind can be chosen so that all of them start within `within` words."""
+    events = sorted((span.start, kind) for kind, some in enumerate(spans) for span in some)
+    latest: dict[int, int] = {}
+    for start, kind in events:
+        latest[kind] = start
+        if len(latest) == len(spans) and start - min(latest.values()) <= within:
+            return True
+    return False
+
+
+def _next(numbers: Sequence[int], start: int, default: int) -> int:
+    """The first of the sorted `numbers` from `start` on, or `default`."""
+    at = bisect_right(numbers, start - 1)
+    return numbers[at] if at < len(numbers) else default
+
+
+def _any_in(numbers: Sequence[int], first: int, last: int) -> bool:
+    """Whether one of the sorted `numbers` lies in [first, last)."""
+    return _next(numbers, first, last) < last
+
+
+RULES = load()
