@@ -10,6 +10,7 @@ import importlib
 import platform
 import queue
 import re
+import sys
 import threading
 import traceback
 from collections import Counter
@@ -17,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -268,7 +269,7 @@ def _holds(specialty: Specialty) -> bool:
 def _metadata(bench: _Bench) -> Iterator[Finding]:
     """Name, version, and what an index and an installer read."""
     subject, of = bench.subject, bench.subject.distribution
-    faults = [*_name_and_version(subject), *_requirements(subject)]
+    faults = [*_name_and_version(subject), *_requirements(subject), *_overwritten(subject)]
     fields = (("Summary", "description", "a line"), ("Requires-Python", "requires-python", "the Pythons it runs on"))
     for name, key, wanted in fields:
         if not field(of, name) and key not in subject.dynamic:
@@ -342,6 +343,25 @@ def _requirements(subject: Subject) -> Iterator[Finding]:
                 "trouble",
                 f"It requires `{requirement}`; this is HLO {hlo.__version__}.",
                 "Widen the range.",
+            )
+
+
+def _overwritten(subject: Subject) -> Iterator[Finding]:
+    """Modules in a wheel that belong to other packages, or to Python: installing it would break those."""
+    if subject.kind != "wheel":
+        return
+    inside = {path for folder in subject.code for path in folder.iterdir()}
+    names = {path.name.removesuffix(".py") for path in inside if path.is_dir() or path.suffix == ".py"}
+    owners = packages_distributions()
+    for name in sorted(names):
+        others = {normal(owner) for owner in owners.get(name, ())} - {normal(subject.name)}
+        others |= {"Python"} if name in sys.stdlib_module_names else {"hlo"} if name == "hlo" else set()
+        if others:
+            yield Finding(
+                "metadata",
+                "trouble",
+                f"`{name}` would be overwritten; it belongs to {', '.join(sorted(others))}.",
+                "Put all modules of the plugin into a package of its own.",
             )
 
 
@@ -494,14 +514,20 @@ class _Spy:
 
 def _template(bench: _Bench) -> Iterator[Finding]:
     """Whether a template renders, keeps the question as it is, and leaves room for an answer."""
+    good = []
     for specialty in bench.declared:
         try:
-            faults = [*_template_text(specialty), *_template_tokens(specialty, bench)]
+            faults = list(_template_text(specialty))
         except HLOError as error:
             faults = [Finding("template", "trouble", f"`{specialty.name}`: {error.message}", error.remedy)]
+        else:
+            good.append(specialty)
+        yield from faults
+    for specialty in good:
+        faults = list(_template_tokens(specialty, bench))
         yield from faults
         if not faults:
-            yield Finding("template", "ok", f"`{specialty.name}`: the question reaches the model whole, as plain text")
+            yield Finding("template", "ok", f"`{specialty.name}`: no words of a question become special tokens")
 
 
 def _template_text(specialty: Specialty) -> Iterator[Finding]:

@@ -1,15 +1,28 @@
-"""What is right: the embedded model and its adapters under transformers and PEFT, in float32."""
+"""What is right: the embedded model and its adapters under transformers and PEFT, in float32.
+
+`Reference` is transformers and PEFT by themselves; `engine` is the engine that is made of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import Struct
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hlo.contracts import EngineOptions
+from hlo.generation import adapters, base_model
+from hlo.generation.adapters import Located
 from hlo.generation.base_model import EMBEDDED_NAME, embedded_root
+from hlo.generation.prompting import raw
+from hlo.generation.tokenizer import ChatTokenizer
+from hlo.generation.transformers_engine import TransformersEngine
+from hlo.records import AdapterVersion, Sampling
 
 MODEL = embedded_root() / "models" / EMBEDDED_NAME
 ADAPTERS = embedded_root() / "adapters"
@@ -65,6 +78,62 @@ class Reference:
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
         )
         return out
+
+
+class Said(Struct, frozen=True):
+    """What an engine said to a prompt, in how many tokens, and why it ended there."""
+
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class EngineReference:
+    """The engine `transformers` with adapters loaded under their names."""
+
+    def __init__(self, engine: TransformersEngine, versions: dict[str, AdapterVersion]) -> None:
+        self._engine = engine
+        self._versions = versions
+        self._tokenizer = ChatTokenizer.load(MODEL)
+
+    async def say(self, prompt: str, adapter: str, tokens: int, stop: tuple[str, ...] = ()) -> Said:
+        """Continue a raw prompt greedily; `adapter` may be `base`."""
+        text, count, reason = "", 0, "none"
+        sampling = Sampling(max_tokens=tokens, stop=stop)
+        async with aclosing(
+            self._engine.generate(raw(prompt, self._tokenizer, self._versions.get(adapter)), sampling)
+        ) as deltas:
+            async for delta in deltas:
+                text, count, reason = text + delta.text, count + len(delta.token_ids), delta.finish_reason or "none"
+        return Said(text, count, reason)
+
+
+@asynccontextmanager
+async def engine(names: Sequence[str], store: Path) -> AsyncIterator[EngineReference]:
+    """Start the engine `transformers` as a server without settings would, with adapters checked and loaded."""
+    model = base_model.find("")
+    versions = {
+        name: adapters.check(Located.at(ADAPTERS / name), name, model.linears, model.name, store) for name in names
+    }
+    started = await TransformersEngine.start(
+        EngineOptions(
+            model=model.folder,
+            name=model.name,
+            device="cpu",
+            dtype="float32",
+            quantization="none",
+            slots=len(versions),
+            rank=max(version.rank for version in versions.values()),
+            kinds=tuple(sorted({kind for version in versions.values() for kind in version.modules})),
+            max_num_seqs=64,
+        )
+    )
+    try:
+        for version in versions.values():
+            await started.load(version)
+        yield EngineReference(started, versions)
+    finally:
+        await started.close()
 
 
 def files(name: str) -> tuple[Path, Path]:

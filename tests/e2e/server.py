@@ -58,12 +58,14 @@ def settings_only(folder: Path, **environment: str) -> dict[str, str]:
     return clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment
 
 
-def spawn(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], Path]:
+def spawn(
+    folder: Path, *, python: Path = Path(sys.executable), **environment: str
+) -> tuple[subprocess.Popen[bytes], Path]:
     """Start a server process in `folder`; the process, and the file that has all it writes."""
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hlo", "serve", "--port", "0"],
+            [str(python), "-m", "hlo", "serve", "--port", "0"],
             cwd=folder,
             env=settings_only(folder, **environment),
             stdout=output,
@@ -74,9 +76,9 @@ def spawn(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], Pa
 
 
 @contextmanager
-def running(folder: Path, **environment: str) -> Iterator[Server]:
+def running(folder: Path, *, python: Path = Path(sys.executable), **environment: str) -> Iterator[Server]:
     """Start a server with its files in `folder`, and stop it. It must leave no process and print no traceback."""
-    process, log = spawn(folder, **environment)
+    process, log = spawn(folder, python=python, **environment)
     try:
         yield Server(_wait_ready(process, log), process, log)
         if process.poll() is None:

@@ -45,7 +45,7 @@ def test_without_a_key_admin_routes_are_off(serve: Serve) -> None:
     "given", [None, "", "Bearer", "Bearer wrong", KEY, f"Basic {KEY}", f"Bearer {KEY}x", "Bearer é"]
 )
 def test_a_wrong_key_is_refused(given: str | None, serve: Serve, installed: dict[str, Any]) -> None:
-    """With another key, in another scheme or without one, the answer is 401 and says how to send it; nothing is done."""
+    """With another key, in another scheme or without one, the answer is 401 and says how to send it."""
     client = serve(admin_key=KEY)
     installed["entries"] = {}
     response = client.post(PATH, headers={} if given is None else {"authorization": given.encode("latin-1")})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ TOPICS = (
 def look(path: Path | str, settings: Settings, **options: Any) -> Examination:
     """Examine with the encoder that knows words only, and no engine."""
     with find(path) as subject:
-        return examine(subject, settings, **({"engine": False, "encoder": HashingEncoder()} | options))
+        given: dict[str, Any] = {"engine": False, "encoder": HashingEncoder()} | options
+        return examine(subject, settings, **given)
 
 
 def told(found: Examination, topic: str, state: str) -> str:
@@ -191,7 +193,7 @@ BAD_METADATA: dict[str, tuple[str, str, str, str, str]] = {
     "bad python": (">=3.11", "three", "metadata", "trouble", "no range of versions"),
     "no hlo": ('["hlo"]', "[]", "metadata", "warning", "does not require `hlo`"),
     "only a test's hlo": ('["hlo"]', "[\"hlo; extra == 'test'\"]", "metadata", "warning", "does not require `hlo`"),
-    "another hlo": ('["hlo"]', '["hlo>=77"]', "metadata", "trouble", "asks for `hlo>=77`"),
+    "another hlo": ('["hlo"]', '["hlo>=77"]', "metadata", "trouble", "requires `hlo>=77`"),
     "requirement": ('["hlo"]', '["hlo", "a b c"]', "metadata", "trouble", "`a b c` is no requirement"),
     "licence": ('license = "Apache-2.0"', "", "licence", "warning", "names no licence."),
     "old licence": ('"Apache-2.0"', '{ text = "Apache" }', "licence", "warning", "but for the old field License"),
@@ -324,10 +326,21 @@ def test_a_plugin_of_other_hooks(project: Project, settings: Settings) -> None:
     code = f"from hlo import hookimpl\nfrom hlo.records import Screening\n{speaks}"
     found = look(project(code=code), settings, engine=True, questions=[Asked("[INST]")])
     assert worse(found) == []
-    assert "of 9 questions, `hlo_question` puts a notice before 2, pins 0 and refuses 0" in told(found, "hooks", "ok")
+    said = "questions, `hlo_question` puts a notice before 2, pins 0 and refuses 0"
+    assert f"of {len(conformance._PROBES) + 1} {said}" in told(found, "hooks", "ok")
     assert told(found, "declaration", "ok") == "It offers no specialty. "
     assert {one.topic for one in found.findings} == {"metadata", "hooks", "declaration", "licence"}
     assert found.audit is None
+
+
+@pytest.mark.parametrize("member", ["hlo/more.py", "json.py", "numpy/more.py"])
+def test_a_wheel_that_overwrites_others(member: str, wheel: Callable[..., Path], settings: Settings) -> None:
+    """A wheel with modules that belong to another package, or to Python, is trouble."""
+    assert "would be overwritten" not in repr(look(wheel(), settings).findings)
+    found = look(wheel({member: ""}), settings)
+    assert f"`{member.partition('/')[0].removesuffix('.py')}` would be overwritten" in told(
+        found, "metadata", "trouble"
+    )
 
 
 def test_examples_that_are_shared(project: Project, plugins: Plugins, settings: Settings) -> None:
@@ -354,15 +367,17 @@ def test_a_rival_for_the_entry_point(project: Project, plugins: Plugins, setting
     assert "64 patients" in told(found, "examples", "ok")
 
 
-@pytest.mark.parametrize(("max_moved", "state"), [(0.4, "ok"), (0.3, "trouble")])
+@pytest.mark.parametrize(("max_moved", "state"), [(0.2, "ok"), (0.19, "trouble")])
 def test_the_catchment(max_moved: float, state: str, project: Project, plugins: Plugins, settings: Settings) -> None:
     """A specialty that would lose more than the share that may move is trouble, and the share is told."""
-    plugins("falls", "falls", reference="falls", examples=("fall", "old", "knee aches"))
+    # By hand: `knee aches mornings` comes to 1/√5 of falls, and to 3/√36 of joints.
+    examples = ("fall", "frail", "slip", "trip", "knee aches mornings")
+    plugins("falls", "falls", reference="falls", examples=examples)
     found = look(project(), settings, max_moved=max_moved)
-    assert ("33.3%" in told(found, "catchment", state)) is True
+    assert "20.0%" in told(found, "catchment", state)
     assert found.trouble is (state == "trouble")
     assert found.audit is not None
-    assert [one.question for one in found.audit.moved] == ["knee aches"]
+    assert [one.question for one in found.audit.moved] == ["knee aches mornings"]
 
 
 def test_examples_that_do_not_come_home(project: Project, plugins: Plugins, settings: Settings) -> None:
@@ -375,7 +390,7 @@ def test_examples_that_do_not_come_home(project: Project, plugins: Plugins, sett
 
 def test_specialties_that_hlo_leaves_out(project: Project, plugins: Plugins, settings: Settings) -> None:
     """HLO_PLUGINS decides who is installed, for the audit too; it needs not name what is examined."""
-    plugins("falls", "falls", reference="falls", examples=("fall", "old", "knee aches"))
+    plugins("falls", "falls", reference="falls", examples=("fall", "frail", "knee aches"))
     found = look(project(), settings.model_copy(update={"plugins": "-falls"}))
     assert "No other specialty is installed" in told(found, "catchment", "ok")
 
@@ -514,24 +529,20 @@ def hlo_encoder():
 
 def test_in_an_author_s_own_tests(project: Project, settings: Settings, tmp_path: Path) -> None:
     """An author's test with `pytest_plugins` passes for a good plugin, and fails with the trouble of a bad one."""
-    folder, tests = project(), tmp_path / "tests"
+    good, bad, tests = project(), tmp_path / "bad", tmp_path / "tests"
+    shutil.copytree(good, bad)
+    (bad / "src" / "hlo_joints" / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
     tests.mkdir()
     conftest = CONFTEST.format(model=settings.model, cache=str(settings.cache_dir))
     (tests / "conftest.py").write_text(conftest, encoding="utf-8")
     (tests / "test_joints.py").write_text(
-        f"def test_conformance(conformance):\n    assert conformance({str(folder)!r}, engine=False, max_moved=1.0)\n",
+        f"def test_good(conformance):\n    assert conformance({str(good)!r}, engine=False, max_moved=1.0)\n\n\n"
+        f"def test_bad(conformance):\n    assert conformance({str(bad)!r}, engine=False, max_moved=1.0)\n",
         encoding="utf-8",
     )
-
-    def run() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tests)
-
-    done = run()
-    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout + done.stderr
-    (folder / "src" / "hlo_joints" / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
-    done = run()
-    assert done.returncode == 1
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tests)
+    assert (done.returncode, "1 failed, 1 passed" in done.stdout) == (1, True), done.stdout + done.stderr
     assert "describes no LoRA" in done.stdout
 
 

@@ -12,6 +12,8 @@ import tomllib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import msgspec
@@ -28,7 +30,7 @@ _NUMBER = (
     r"(?:\d[\d.,/]*|an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
     r"half|few|several|couple|couple of|many|some)"
 )
-_SUGAR = (("(", "(?:"), (".", r"\."), ("~~ ", "(?:[^ .]+ ){0,6}"), ("~ ", "(?:[^ .]+ ){0,3}"), ("*", "[^ ]*"), ("%", "(?:19|20)[0-9][0-9]"))
+_SUGAR = (("(", "(?:"), (".", r"\."), ("~~ ", "(?:[^ .]+ ){0,6}"), ("~ ", "(?:[^ .,]+ ){0,3}"), ("*", "[^ ]*"), ("%", "(?:19|20)[0-9][0-9]"))
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,7 +162,8 @@ class _Asked:
             yield Span(bisect_right(self._starts, match.start()) - 1, bisect_right(self._starts, match.end() - 1))
 
     def _counts(self, span: Span, ignore: Sequence[str]) -> bool:
-        return not any(span.start in covered for name, covered in self._covered.items() if name not in ignore)
+        ends = {span.start, span.end - 1}
+        return not any(ends & covered for name, covered in self._covered.items() if name not in ignore)
 
     def _cover(self, reach: _Reach) -> frozenset[int]:
         """The numbers of the words that a modifier reaches."""
@@ -263,13 +266,16 @@ def _pattern(phrase: str, concepts: Mapping[str, Sequence[str]], inside: tuple[s
 
 
 def _together(spans: Sequence[Sequence[Span]], within: int) -> bool:
-    """Whether one span of each kind can be chosen so that all of them start within `within` words."""
-    events = sorted((span.start, kind) for kind, some in enumerate(spans) for span in some)
+    """Whether one span of each concept can be chosen so that all start within `within` words, no two at one word."""
+    events = sorted((span.start, concept) for concept, some in enumerate(spans) for span in some)
     latest: dict[int, int] = {}
-    for start, kind in events:
-        latest[kind] = start
-        if len(latest) == len(spans) and start - min(latest.values()) <= within:
-            return True
+    for start, group in groupby(events, key=itemgetter(0)):
+        here = {concept for _, concept in group}
+        for concept in here:
+            starts = {start} | {at for other, at in latest.items() if other != concept}
+            if len(starts) == len(spans) and start - min(starts) <= within:
+                return True
+        latest |= dict.fromkeys(here, start)
     return False
 
 
