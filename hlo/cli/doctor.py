@@ -12,9 +12,8 @@ from typing import Any, Literal
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from hlo.cli.findings import draw
 from hlo.cli.options import read, settings_options
 from hlo.errors import HLOError
 from hlo.records import Finding
@@ -22,7 +21,6 @@ from hlo.settings import Settings
 
 _GIB = 2**30
 State = Literal["ok", "warning", "trouble"]
-_STYLE = {"ok": "green", "warning": "yellow", "trouble": "red"}
 
 
 @click.command("doctor")
@@ -42,20 +40,32 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(msgspec.json.encode(findings).decode())
     else:
-        _draw(findings)
+        draw(findings)
     if any(one.state == "trouble" for one in findings):
         raise SystemExit(1)
 
 
 def _software(settings: Settings) -> Iterator[Finding]:
-    from hlo.generation import vllm_engine
+    from hlo.assemble import declarations, find_engine
+    from hlo.generation import transformers_engine, vllm_engine
 
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
-    found = vllm_engine.version()
-    if found is None:
-        yield Finding("engine", "trouble", "vLLM is not installed.", "`pip install 'hlo[gpu]'` or `'hlo[cpu]'`.")
+    try:
+        start = find_engine(settings, declarations(settings)[1])
+    except HLOError as error:
+        yield Finding("engine", "trouble", error.message, error.remedy)
     else:
-        yield Finding("engine", "ok", f"vLLM {found}")
+        if start == vllm_engine.VllmEngine.start:
+            yield Finding("engine", "ok", f"vllm {vllm_engine.version()}")
+        elif start == transformers_engine.TransformersEngine.start:
+            yield Finding(
+                "engine",
+                "warning",
+                f"transformers {transformers_engine.version()}: good for trying out, slow for many users",
+                "`pip install 'hlo[gpu]'` or `'hlo[cpu]'` brings vLLM.",
+            )
+        else:
+            yield Finding("engine", "ok", f"{settings.engine}, from a plugin")
     torch = _version("torch")
     for name in ("torchvision", "torchaudio", "torchcodec"):
         other = _version(name)
@@ -193,12 +203,3 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _draw(findings: list[Finding]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    for one in findings:
-        # Not markup: texts hold brackets, such as those of `hlo[gpu]`.
-        told = Text.assemble(one.text, (f"\n{one.remedy}" if one.remedy else "", "dim"))
-        table.add_row(Text(one.state, _STYLE[one.state]), one.topic, told)
-    Console().print(table)

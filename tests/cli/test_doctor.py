@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hlo.cli.doctor import Finding, _draw
+from hlo.cli.findings import draw
+from hlo.records import Finding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,10 +86,36 @@ def test_a_missing_model_is_trouble(hlo: Hlo, plugins: Plugins, tmp_path: Path) 
     assert "encoder" in found
 
 
+@pytest.mark.parametrize(
+    ("vllm", "peft", "state", "said"),
+    [
+        ("0.32", "0.17", "ok", "vllm 0.32"),
+        (None, "0.17", "warning", "transformers 0.17"),
+        (None, None, "trouble", "vLLM is not installed"),
+    ],
+)
+def test_the_engine_that_would_run_is_told(
+    vllm: str | None,
+    peft: str | None,
+    state: str,
+    said: str,
+    hlo: Hlo,
+    arguments: list[str],
+    plugins: Plugins,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM is fine, the engine `transformers` is worth a warning, and no engine at all is trouble."""
+    assert plugins
+    monkeypatch.setattr("hlo.generation.vllm_engine.version", lambda: vllm)
+    monkeypatch.setattr("hlo.generation.transformers_engine.version", lambda: peft)
+    (engine,) = findings(hlo("doctor", *arguments).out)["engine"]
+    assert (engine["state"], said in engine["text"]) == (state, True)
+
+
 def test_brackets_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Text and remedy are printed as they are: `hlo[gpu]` keeps what stands in its brackets."""
     monkeypatch.setenv("COLUMNS", "200")
-    _draw([Finding("engine", "trouble", "No [/INST] here.", "`pip install 'hlo[gpu]'`")])
+    draw([Finding("engine", "trouble", "No [/INST] here.", "`pip install 'hlo[gpu]'`")])
     printed = capsys.readouterr().out
     assert "No [/INST] here." in printed
     assert "`pip install 'hlo[gpu]'`" in printed

@@ -25,6 +25,7 @@ from hlo_redflags.text import misspellings, plain_words
 _FILE = "red_flags.toml"
 _PHRASE = re.compile(r"[a-z0-9 |()\[\]?*#~%.,<>_/-]+")
 _TWICE = re.compile(r"\*[*?a-z0-9#<\[(]")
+_WORD = re.compile(r"(?<![a-z0-9<\[_-])[a-z]+(?![a-z0-9*>\]_-])")
 _NAME = re.compile(r"<(\w+)>")
 _NUMBER = (
     r"(?:\d[\d.,/]*|an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
@@ -94,15 +95,17 @@ class Rules:
     def __init__(self, data: Data) -> None:
         """Compile. Raises `PluginError` when a rule or phrase names what is not there, or a phrase is malformed."""
         self._data = data
-        self._spelling = misspellings(data.spelling) | data.spelled
+        slips = misspellings(data.spelling)
+        self._spelling = {slip: data.spelled.get(word, word) for slip, word in slips.items()} | data.spelled
         _check_names(data)
-        self._concepts = {name: _compile(phrases, data.concepts) for name, phrases in data.concepts.items()}
+        concepts = {name: _spell(phrases, data.spelled) for name, phrases in data.concepts.items()}
+        self._concepts = {name: _compile(phrases, concepts) for name, phrases in concepts.items()}
         self._reaches = {
             name: _Reach(
                 one,
-                _compile(one.phrases, data.concepts),
-                _compile(one.until, data.concepts) if one.until else None,
-                _compile(one.released_by, data.concepts) if one.released_by else None,
+                _compile(_spell(one.phrases, data.spelled), concepts),
+                _compile(_spell(one.until, data.spelled), concepts) if one.until else None,
+                _compile(_spell(one.released_by, data.spelled), concepts) if one.released_by else None,
             )
             for name, one in data.modifiers.items()
         }
@@ -230,6 +233,11 @@ def _check_names(data: Data) -> None:
     ignored = {name for rule in data.rules for name in rule.ignore}
     if unknown := sorted(ignored - set(data.modifiers)):
         raise PluginError(f"`{_FILE}` ignores modifiers that it lacks: {unknown}.", remedy="Add them to [modifiers].")
+
+
+def _spell(phrases: Sequence[str], spelled: Mapping[str, str]) -> tuple[str, ...]:
+    """Replace words in phrases as they are replaced in questions, so that a phrase may use any of the spellings."""
+    return tuple(_WORD.sub(lambda match: spelled.get(match[0], match[0]), phrase) for phrase in phrases)
 
 
 def _compile(phrases: Sequence[str], concepts: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
