@@ -75,6 +75,11 @@ class VllmEngine:
 
         Raises `SettingsError`, `ModelError` or `EngineError`.
         """
+        if options.device == "cuda" and options.slots and options.dtype == "float32":
+            raise SettingsError(
+                "HLO_DTYPE=float32: vLLM's LoRA kernels compute in float16 and bfloat16 only on a GPU.",
+                remedy="Set HLO_DTYPE to auto, bfloat16 or float16.",
+            )
         _prepare_environment(options)
         _check_quantization(options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
@@ -245,7 +250,7 @@ class VllmEngine:
 def _prepare_environment(options: EngineOptions) -> None:
     """Settings that vLLM takes from the environment only. What the operator has set there stays."""
     # The child must not be forked from a process that has threads and perhaps a GPU context.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
     if options.device == "cpu":

@@ -31,7 +31,14 @@ _NUMBER = (
     r"(?:\d[\d.,/]*|an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
     r"half|few|several|couple|couple of|many|some)"
 )
-_SUGAR = (("(", "(?:"), (".", r"\."), ("~~ ", "(?:[^ .]+ ){0,6}"), ("~ ", "(?:[^ .,]+ ){0,3}"), ("*", "[^ ]*"), ("%", "(?:19|20)[0-9][0-9]"))
+_SUGAR = (
+    ("(", "(?:"),
+    (".", r"\."),
+    ("~~ ", "(?:[^ .]+ ){0,6}"),
+    ("~ ", "(?:[^ .,]+ ){0,3}"),
+    ("*", "[^ ]*"),
+    ("%", "(?:19|20)[0-9][0-9]"),
+)
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True):
@@ -121,7 +128,7 @@ class Rules:
 
     def find(self, text: str) -> tuple[str, ...]:
         """The kinds of emergency that `text` describes, most pressing first; empty when there is none."""
-        asked = _Asked(plain_words(text, self._spelling), self._concepts, self._reaches)
+        asked = _Asked([".", *plain_words(text, self._spelling)], self._concepts, self._reaches)
         met = {rule.kind for rule in self._data.rules if asked.meets(rule)}
         return tuple(kind for kind in self._data.notices if kind in met)
 

@@ -22,12 +22,11 @@ def plain_words(text: str, spelling: Mapping[str, str]) -> list[str]:
     flat = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", text)).casefold()
     flat = "".join(one for one in flat if not unicodedata.combining(one))
     words: list[str] = []
-    for token in _TOKEN.findall(_HYPHEN.sub(" ", flat)):
-        if token in _ENDS:
-            token = "."
-        elif not token[0].isalnum():
-            token = ","
-        words.append(spelling.get(token, token))
+    for word in _TOKEN.findall(_HYPHEN.sub(" ", flat)):
+        if word in _ENDS or not word[0].isalnum():
+            words.append(".")
+        else:
+            words.append(spelling.get(word, word))
     return words
 
 
