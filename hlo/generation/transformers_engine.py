@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import inspect
 import itertools
 import logging
 import os
@@ -262,7 +261,6 @@ class _Model:
         self.device = base.device
         self.eos = _eos(base, tokenizer)
         self._vocabulary = base.get_input_embeddings().num_embeddings
-        self._accepted = inspect.signature(base.forward).parameters
         self._options = options
         self._numbers = itertools.count(1)
         self._names: dict[str, str] = {}
@@ -289,12 +287,11 @@ class _Model:
         """
         import torch
 
-        known = {
+        # A few architectures leave both of these unread: they find positions by themselves, and give all logits.
+        arguments = {
             "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
             "logits_to_keep": 0 if cache is None else 1,
         }
-        # A few architectures know neither argument: they find positions by themselves, and give all logits.
-        arguments = {name: value for name, value in known.items() if name in self._accepted}
         if self._adapted:
             arguments["adapter_names"] = adapters
         with torch.inference_mode():

@@ -203,25 +203,26 @@ async def test_other_families_of_models(
     options: EngineOptions, fast_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, family: str
 ) -> None:
     """Prompts of several lengths share a batch rightly also where positions are absolute, or no argument at all."""
-    torch.manual_seed(3)
+    shape = {"vocab_size": 400, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False, "bos_token_id": 1}
     model = (
-        GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=256, n_embd=64, n_layer=2, n_head=4, bos_token_id=1))
+        GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=64, eos_token_id=2, **shape))
         if family == "absolute positions"
-        else BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=64, n_layer=2, n_head=4))
+        else BloomForCausalLM(BloomConfig(hidden_size=64, eos_token_id=2, **shape))
     )
+    torch.manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.3)
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
     model.save_pretrained(tmp_path)
     fast_tokenizer.save_pretrained(tmp_path)
     plain = Plain(tmp_path)
     async with started(msgspec.structs.replace(options, model=tmp_path, slots=0, kinds=())) as engine:
         found = await asyncio.gather(*(said(engine, Prompt(ids)) for ids in (PROMPTS[0], *PROMPTS)))
         scores = await engine.score(Prompt(PROMPTS[0]))
-    assert [tokens(deltas) for deltas in found[1:]] == [
-        plain.tokens(Prompt(ids))[: len(tokens(deltas))] for ids, deltas in zip(PROMPTS, found[1:], strict=True)
-    ]
-    assert len({tuple(tokens(deltas)) for deltas in found[1:]}) == len(PROMPTS)
+    wanted = [plain.tokens(Prompt(ids)) for ids in PROMPTS]
+    assert [tokens(deltas) for deltas in found[1:]] == wanted
+    assert len({tuple(one) for one in wanted}) == len(PROMPTS)
     assert len(scores) == len(PROMPTS[0]) - 1
 
 
@@ -318,7 +319,7 @@ def test_half_a_character_is_never_given(fast_tokenizer: PreTrainedTokenizerFast
 
 def test_an_answer_begins_with_its_space() -> None:
     """Where a tokenizer leaves out the space before the first word, an answer's first word still has it."""
-    tokenizer = Tokenizer(models.WordLevel({"▁question": 0, "▁answer": 1}, unk_token="▁question"))
+    tokenizer = Tokenizer(models.WordLevel({"▁question": 0, "▁answer": 1}))
     tokenizer.decoder = decoders.Metaspace()
     assert tokenizer.decode([1]) == "answer"
     assert transformers_engine._Text(tokenizer, (0,), ()).add(1) == " answer"
