@@ -7,5 +7,5 @@ from hlo_redflags.rules import RULES
 @hookimpl
 def hlo_question(question: Question) -> Screening | None:
     """Put the notice of the most pressing emergency that the question tells of ahead of its answer."""
-    found = RULES.find(question.text)
-    return Screening(notice=RULES.notice(found[0])) if found else None
+    notice = RULES.screen(question.text)
+    return Screening(notice=notice) if notice else None

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Literal
 
 import msgspec
@@ -125,6 +124,18 @@ class Rules:
     def notice(self, kind: str) -> str:
         """What to tell someone who describes an emergency of this kind."""
         return self._data.notices[kind]
+
+    def screen(self, text: str) -> str:
+        """The notice of the most pressing kind that `text` describes; empty when there is none.
+
+        The notice on self-harm is never crowded out: where that kind is found too, its notice is a second paragraph.
+        That on overdoses says the same already.
+        """
+        found = self.find(text)
+        told = found[:1]
+        if "self_harm" in found[1:] and told != ("overdose",):
+            told = (*told, "self_harm")
+        return "\n\n".join(self.notice(kind) for kind in told)
 
     def find(self, text: str) -> tuple[str, ...]:
         """The kinds of emergency that `text` describes, most pressing first; empty when there is none."""
@@ -283,15 +294,25 @@ def _pattern(phrase: str, concepts: Mapping[str, Sequence[str]], inside: tuple[s
 def _together(spans: Sequence[Sequence[Span]], within: int) -> bool:
     """Whether one span of each concept can be chosen so that all start within `within` words, no two at one word."""
     events = sorted((span.start, concept) for concept, some in enumerate(spans) for span in some)
-    latest: dict[int, int] = {}
-    for start, group in groupby(events, key=itemgetter(0)):
-        here = {concept for _, concept in group}
-        for concept in here:
-            starts = {start} | {at for other, at in latest.items() if other != concept}
-            if len(starts) == len(spans) and start - min(starts) <= within:
-                return True
-        latest |= dict.fromkeys(here, start)
+    # As many starts as there are concepts are enough: the others can take all but one of them.
+    latest = [deque[int](maxlen=len(spans)) for _ in spans]
+    for start, concept in events:
+        latest[concept].append(start)
+        others = [
+            [one for one in starts if start - one <= within]
+            for number, starts in enumerate(latest)
+            if number != concept
+        ]
+        if _choose(others, (start,)):
+            return True
     return False
+
+
+def _choose(options: Sequence[Sequence[int]], taken: tuple[int, ...]) -> bool:
+    """Whether one of each of `options` can be chosen, no two alike and none of those that are taken."""
+    if not options:
+        return True
+    return any(_choose(options[1:], (*taken, one)) for one in options[0] if one not in taken)
 
 
 def _next(numbers: Sequence[int], start: int, default: int) -> int:

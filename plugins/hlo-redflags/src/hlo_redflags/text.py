@@ -23,10 +23,12 @@ def plain_words(text: str, spelling: Mapping[str, str]) -> list[str]:
     flat = "".join(one for one in flat if not unicodedata.combining(one))
     words: list[str] = []
     for word in _TOKEN.findall(_HYPHEN.sub(" ", flat)):
-        if word in _ENDS or not word[0].isalnum():
+        if word in _ENDS:
             words.append(".")
-        else:
+        elif word[0].isalnum():
             words.append(spelling.get(word, word))
+        else:
+            words.append(",")
     return words
 
 
