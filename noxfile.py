@@ -51,13 +51,15 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy --strict."""
-    heavy = ("transformers", "sentence-transformers")  # not looked into, and large
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["otel"], "tokenizers"]
-    light = [one for one in wanted if re.split(r"[<>=\[ ]", one)[0] not in heavy]
-    session.install(*light, *QUALITY, *(one for one in TESTING if not one.startswith("peft")), "nox", "types-psutil")
-    session.install("--no-deps", "-e", ".")
+    _install_light(session, *QUALITY, *(one for one in TESTING if not one.startswith("peft")), "nox", "types-psutil")
     session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write docs/reference.md anew, from the docstrings and signatures of HLO."""
+    _install_light(session)
+    session.run("python", "-m", "docs.generate")
 
 
 @nox.session
@@ -77,6 +79,16 @@ def _install(session: nox.Session, *requirements: str) -> None:
     session.install(TORCH, *index)
     session.install("-e", ".[cpu,offline,otel]", *editable, *requirements, *index)
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED, silent=True)
+
+
+def _install_light(session: nox.Session, *requirements: str) -> None:
+    """Install HLO without the libraries that are large and only run, and `requirements`."""
+    heavy = ("transformers", "sentence-transformers")
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["otel"], "tokenizers"]
+    light = [one for one in wanted if re.split(r"[<>=\[ ]", one)[0] not in heavy]
+    session.install(*light, *requirements)
+    session.install("--no-deps", "-e", ".")
 
 
 def _reachable(url: str) -> bool:

@@ -243,3 +243,18 @@ def test_no_word_of_a_question_is_in_the_log_or_the_metrics(server: Server) -> N
         client.post("/ask", content=f'{{"question": "{canary}"'.encode())
         assert canary not in client.get("/metrics").text
     assert canary not in server.log.read_text(errors="replace")
+
+
+def test_an_emergency_gets_a_notice_ahead_of_the_answer(server: Server) -> None:
+    """A question that tells of an emergency gets the notice of `hlo-redflags` first, streamed or not; others get none."""
+    body = {"question": "crushing pain in my chest going down my left arm, im sweating and feel sick", "max_tokens": 8}
+    answer = server.post("/ask", body).json()
+    (notice,) = answer["notices"]
+    assert notice["plugin"] == "redflags"
+    assert "emergency number" in notice["text"]
+    assert answer["answer"].startswith(notice["text"] + "\n\n")
+    assert answer["usage"]["completion_tokens"] == 8
+    first = next(data for name, data in events(server.post("/ask", body | {"stream": True}).text) if name == "delta")
+    assert first["text"] == notice["text"] + "\n\n"
+    calm = server.post("/ask", {"question": "what can I eat to lower my cholesterol", "max_tokens": 8}).json()
+    assert calm["notices"] == []
