@@ -27,6 +27,7 @@ from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Specialty
 from hlo.routing import prototypes
 from hlo.routing.batching import BatchingEncoder
+from hlo.routing.cache import CachedEncoder
 from hlo.routing.decision import Thresholds
 from hlo.routing.prototypes import Prototypes
 from hlo.routing.router import Router
@@ -72,7 +73,7 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     tokenizer = await asyncio.to_thread(load_tokenizer, model)
     specialties = [entry.specialty for entry in found.entries.values()]
     engine, (vectors, unroutable) = await _both(
-        start_engine(settings, model, found, hooks), embed(specialties, encoder)
+        start_engine(settings, model, found, hooks), embed(settings, specialties, encoder)
     )
     try:
         found = catalog.keep(found, unroutable)
@@ -97,7 +98,7 @@ async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
     """
     declared, hooks = await asyncio.to_thread(declarations, settings)
     encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
-    vectors, _ = await embed(declared, encoder)
+    vectors, _ = await embed(settings, declared, encoder)
     return Router(encoder, vectors, thresholds(settings)), encoder
 
 
@@ -193,10 +194,11 @@ def load_tokenizer(model: BaseModel) -> Tokenizer:
 
 
 async def embed(
-    specialties: Iterable[Specialty], encoder: BatchingEncoder
+    settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder
 ) -> tuple[Prototypes, Mapping[str, HLOError]]:
     """Every specialty's prototype, and what is wrong with those that can have none."""
-    pairs, errors, blocking = [], {}, encoder.blocking()
+    pairs, errors = [], {}
+    blocking = CachedEncoder(encoder.blocking(), settings.cache_dir.expanduser() / "embeddings")
     for specialty in specialties:
         try:
             vector = await asyncio.to_thread(prototypes.prototype, specialty, blocking)

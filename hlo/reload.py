@@ -116,7 +116,7 @@ class Reloader:
         same = {name for name, entry in found.entries.items() if _same_examples(entry, old.catalog.entries.get(name))}
         others = [entry.specialty for name, entry in found.entries.items() if name not in same]
         known = prototypes.only(old.router.prototypes, same)
-        fresh, errors = await assemble.embed(others, self._runtime.encoder)
+        fresh, errors = await assemble.embed(self._runtime.settings, others, self._runtime.encoder)
         return prototypes.join(known, fresh), dict(errors)
 
     async def _leave(self, old: Edition) -> None:

@@ -54,7 +54,8 @@ class Settings(BaseSettings):
         description="Folder in which adapters are looked up by name.",
     )
     cache_dir: Path = Field(
-        default=Path("~/.cache/hlo"), description="Where checked copies of adapters are kept, named by content hash."
+        default=Path("~/.cache/hlo"),
+        description="Where checked copies of adapters, and embeddings of examples, are kept.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -136,34 +136,36 @@ def encoder() -> Iterator[BatchingEncoder]:
     batching.close()
 
 
-async def test_embedding_tells_who_can_not_be_routed(encoder: BatchingEncoder) -> None:
+async def test_embedding_tells_who_can_not_be_routed(encoder: BatchingEncoder, tmp_path: Path) -> None:
     """Specialties that can be embedded have prototypes, and each of the others its error, whatever is wrong with it."""
     good = specialty("good", examples={"p": ("heart",)})
     foreign = specialty("foreign", embeddings=Embeddings("other", {"p": [[1.0] * 256]}))
     ragged = specialty("ragged", embeddings=Embeddings("hashing-256", {"p": [[1.0] * 256, [1.0]]}))
-    vectors, errors = await assemble.embed([foreign, good, ragged], encoder)
+    vectors, errors = await assemble.embed(Settings(cache_dir=tmp_path), [foreign, good, ragged], encoder)
     assert vectors.names == ("good",)
     assert vectors.vectors.shape == (1, 256)
     assert set(errors) == {"foreign", "ragged"}
 
 
-async def test_embedding_in_batches_gives_what_embedding_at_once_gives(encoder: BatchingEncoder) -> None:
+async def test_embedding_in_batches_gives_what_embedding_at_once_gives(
+    encoder: BatchingEncoder, tmp_path: Path
+) -> None:
     """Examples are embedded in batches, between which questions have their turn, and the prototype is the same."""
     many = specialty("many", examples={"p": ("heart", "pulse", "chest pain", "valve", "artery"), "c": ("vein",)})
-    vectors, _ = await assemble.embed([many], encoder)
+    vectors, _ = await assemble.embed(Settings(cache_dir=tmp_path), [many], encoder)
     assert np.allclose(vectors.vectors[0], prototypes.prototype(many, HashingEncoder()), atol=1e-6)
 
 
-async def test_no_specialty_at_all_can_be_embedded(encoder: BatchingEncoder) -> None:
+async def test_no_specialty_at_all_can_be_embedded(encoder: BatchingEncoder, tmp_path: Path) -> None:
     """Without any specialty there are no prototypes, and that is no error."""
-    vectors, errors = await assemble.embed([], encoder)
+    vectors, errors = await assemble.embed(Settings(cache_dir=tmp_path), [], encoder)
     assert (vectors.names, vectors.vectors.shape, errors) == ((), (0, 256), {})
 
 
-async def test_an_edition_routes_to_what_is_served(encoder: BatchingEncoder) -> None:
+async def test_an_edition_routes_to_what_is_served(encoder: BatchingEncoder, tmp_path: Path) -> None:
     """An edition routes over the specialties that are served, with the operator's thresholds."""
     offered = [specialty(name, examples={"p": (name,)}) for name in ("heart", "brain")]
-    vectors, _ = await assemble.embed(offered, encoder)
+    vectors, _ = await assemble.embed(Settings(cache_dir=tmp_path), offered, encoder)
     calls = HookCalls(Hooks(), 1, Metrics().hook_failed)
     served = Catalog({"heart": entry("heart", "1" * 64)}, ())
     edition = assemble.make_edition(Settings(min_score=0.9), served, encoder, vectors, calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,7 +73,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def made(parts: Parts) -> tuple[Runtime, Reloader]:
     """A runtime of these parts, and its reloader."""
-    runtime = parts.runtime(Settings(min_score=0.1, min_margin=0.05))
+    runtime = parts.runtime(Settings(min_score=0.1, min_margin=0.05, cache_dir=Path("cache")))
     return runtime, Reloader(runtime)
 
 

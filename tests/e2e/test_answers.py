@@ -246,7 +246,7 @@ def test_no_word_of_a_question_is_in_the_log_or_the_metrics(server: Server) -> N
 
 
 def test_an_emergency_gets_a_notice_ahead_of_the_answer(server: Server) -> None:
-    """A question that tells of an emergency gets the notice of `hlo-redflags` first, streamed or not; others get none."""
+    """A question that tells of an emergency gets the notice of `hlo-redflags` first, also streamed; others get none."""
     body = {"question": "crushing pain in my chest going down my left arm, im sweating and feel sick", "max_tokens": 8}
     answer = server.post("/ask", body).json()
     (notice,) = answer["notices"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.reference import ADAPTERS
