@@ -231,6 +231,16 @@ def _keep(located: Located, store: Path) -> tuple[Path, str]:
     """Copy the two files of an adapter to `store/<hash>`, atomically, unless the same content is there already."""
     files = {filename: _file(located, filename) for filename in (CONFIG, WEIGHTS)}
     store = store.expanduser() / "adapters"
+    try:
+        return _copy(files, store)
+    except OSError as error:
+        raise AdapterError(
+            f"The adapter in `{located.folder}` can not be copied to `{store}`: {error}.",
+            remedy="Make room there and let HLO write to it, or set HLO_CACHE_DIR to another folder.",
+        ) from error
+
+
+def _copy(files: Mapping[str, Path], store: Path) -> tuple[Path, str]:
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
         for filename, real in files.items():

@@ -705,3 +705,15 @@ def test_peft_can_read_what_is_accepted(tiny_model: BaseModel, check: Check, tmp
     peft.get_peft_model(model, config).save_pretrained(str(tmp_path / "heart"))
     version = check(tmp_path / "heart")
     assert (version.rank, version.modules) == (4, ("down_proj", "q_proj"))
+
+
+def test_a_store_that_can_not_be_written_is_told(
+    tiny_model: BaseModel, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """Where no copy can be kept, the adapter is refused with the place and the setting that names another."""
+    folder = make_adapter(tmp_path / "good")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AdapterError, match="can not be copied to") as caught:
+        adapters.check(Located.at(folder), "heart", tiny_model.linears, tiny_model.name, tmp_path / "file")
+    assert str(tmp_path / "file") in caught.value.message
+    assert "HLO_CACHE_DIR" in caught.value.remedy
