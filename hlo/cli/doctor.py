@@ -119,7 +119,11 @@ def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
         rank=max((version.rank for version in versions), default=0),
         kinds={kind for version in versions for kind in version.modules},
     )
-    available, where = _available(settings, chosen, gpu_gib)
+    found = _available(settings, chosen, gpu_gib)
+    if found is None:
+        yield Finding("memory", "warning", "This system does not tell how much memory it has.")
+        return
+    available, where = found
     length = settings.max_model_len or int(model.config.get("max_position_embeddings", 4096))
     tokens = needs.tokens(available)
     text = (
@@ -184,8 +188,8 @@ def _speed(settings: Settings) -> Iterator[Finding]:
         yield Finding("speed", "warning", "HLO_LOG_LEVEL=debug writes much.", "Set it to info.")
 
 
-def _available(settings: Settings, chosen: str, gpu_gib: float | None) -> tuple[int, str]:
-    """Bytes that the model, its adapters and the cache may take, and the device that they are on."""
+def _available(settings: Settings, chosen: str, gpu_gib: float | None) -> tuple[int, str] | None:
+    """Bytes that the model, its adapters and the cache may take, and the device that they are on; None: unknown."""
     if gpu_gib is not None:
         return int(gpu_gib * _GIB * settings.gpu_memory_utilization), f"A GPU of {gpu_gib:g} GiB"
     if chosen == "cuda":
@@ -194,8 +198,12 @@ def _available(settings: Settings, chosen: str, gpu_gib: float | None) -> tuple[
         free, total = torch.cuda.mem_get_info()
         name = f"{torch.cuda.get_device_name()} ({free / _GIB:.1f} of {total / _GIB:.1f} GiB free)"
         return min(free, int(total * settings.gpu_memory_utilization)), name
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return total, f"This machine's memory ({total / _GIB:.1f} GiB free)"
+    known = getattr(os, "sysconf_names", {})  # empty on Windows; macOS tells all memory, and not what of it is free
+    pages, word = ("SC_AVPHYS_PAGES", "free") if "SC_AVPHYS_PAGES" in known else ("SC_PHYS_PAGES", "in all")
+    if pages not in known:
+        return None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
+    return total, f"This machine's memory ({total / _GIB:.1f} GiB {word})"
 
 
 def _version(distribution: str) -> str | None:

@@ -112,6 +112,29 @@ def test_the_engine_that_would_run_is_told(
     assert (engine["state"], said in engine["text"]) == (state, True)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ({"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": 2, "SC_PHYS_PAGES": 3}, "GiB free"),
+        ({"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 3}, "GiB in all"),
+        ({}, "does not tell"),
+    ],
+)
+def test_memory_is_told_as_far_as_the_system_knows_it(
+    names: dict[str, int],
+    said: str,
+    hlo: Hlo,
+    arguments: list[str],
+    plugins: Plugins,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On systems that do not know what memory is free, or know nothing of it, the doctor says what it can."""
+    assert plugins
+    monkeypatch.setattr("os.sysconf_names", names)
+    (memory,) = findings(hlo("doctor", *arguments).out)["memory"]
+    assert said in memory["text"]
+
+
 def test_brackets_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Text and remedy are printed as they are: `hlo[gpu]` keeps what stands in its brackets."""
     monkeypatch.setenv("COLUMNS", "200")
