@@ -39,7 +39,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "opentelemetry.exporter": "telemetry/",
     "transformers": "generation/",
     "huggingface_hub": "hub.py",
-    "peft": "generation/transformers_engine.py",
+    "peft": "generation/transformers_engine/lora.py",
     "uvicorn": "service/",
     "prometheus_client": "telemetry/",
     "jinja2": "generation/",

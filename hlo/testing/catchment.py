@@ -16,11 +16,12 @@ import numpy as np
 from msgspec import Struct
 
 from hlo.contracts import Encoder
-from hlo.errors import SettingsError
+from hlo.errors import PluginError, SettingsError
 from hlo.records import Route, Specialty
 from hlo.routing import prototypes
 from hlo.routing.decision import Thresholds, decide
 from hlo.routing.prototypes import Prototypes
+from hlo.testing.remembering import Remembering
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,7 +111,8 @@ class Audit(Struct, frozen=True):
     """What the new specialties change. `questions` counts all that were routed, `given` those of the operator's.
 
     `moved` is in the order of the scores' change, largest first. `unsettled` counts questions that stay where they
-    were, but become ambiguous. `left_out` are installed specialties without a usable prototype, which are not served.
+    were, but become ambiguous or cease to be. `left_out` are installed specialties without a usable prototype, which
+    are not served.
     """
 
     new: tuple[str, ...]
@@ -122,26 +124,6 @@ class Audit(Struct, frozen=True):
     homes: tuple[Home, ...]
     confusion: Confusion
     left_out: tuple[str, ...] = ()
-
-
-class Remembering:
-    """An encoder that embeds each question once, and then knows it (`hlo.contracts.Encoder`)."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.name = encoder.name
-        self.fingerprint = encoder.fingerprint
-        self.dimension = encoder.dimension
-        self._encoder = encoder
-        self._known: dict[str, NDArray[np.float32]] = {}
-
-    def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors, shape (questions, dimension)."""
-        unknown = list(dict.fromkeys(question for question in questions if question not in self._known))
-        if unknown:
-            self._known |= dict(zip(unknown, self._encoder.encode(unknown), strict=True))
-        if not questions:
-            return np.zeros((0, self.dimension), dtype=np.float32)
-        return np.stack([self._known[question] for question in questions])
 
 
 class _Row(Struct, frozen=True):
@@ -163,40 +145,36 @@ def audit(
     `installed` are all others. Raises `PluginError` when a new specialty can have no prototype, and `EncoderError`.
     """
     known = Remembering(encoder)
-    texts = [text for one in (*installed, *new) for text in examples(one)]
+    texts = [text for one in (*installed, *new) for text in all_examples(one)]
     known.encode([*texts, *(one.text for one in questions)])  # at once: an encoder is quickest with large batches
-    left_out = prototypes.refuse_embeddings(installed, known)
-    served = [one for one in installed if one.name not in left_out and (any(examples(one)) or one.embeddings)]
-    old = _prototypes(served, known)
-    both = prototypes.join(old, _prototypes(new, known))
-    rows = [row for one in served for row in _examples(one, known)]
-    rows += [
-        _Row(one.text, one.specialty, True, vector)
-        for one, vector in zip(questions, known.encode([one.text for one in questions]), strict=True)
-    ]
+    old, left_out = _prototypes(installed, known)
+    added = prototypes.stack([(one.name, prototypes.prototype(one, known)) for one in new], known.dimension)
+    both = prototypes.join(old, added)
+    rows = [row for one in installed if one.name not in left_out for row in _examples(one, known)]
+    rows += [_Row(one.text, one.specialty, True, known.encode([one.text])[0]) for one in questions]
     own = [row for one in new for row in _examples(one, known)]
-    before, after = _routes(rows, old, thresholds), _routes([*rows, *own], both, thresholds)
-    names = tuple(one.name for one in new)
+    before, after = (_routes(rows, among, thresholds) for among in (old, both))
+    home = _routes(own, both, thresholds)
+    walks = list(zip(rows, before, after, strict=True))
     moved = [
-        _moved(row, was, now)
-        for row, was, now in zip(rows, before, after[: len(rows)], strict=True)
+        Moved(row.text, row.owner, row.given, was.specialty, _best(was), now.specialty, _best(now))
+        for row, was, now in walks
         if was.specialty != now.specialty
     ]
-    pairs = list(zip(before, after[: len(rows)], strict=True))
     return Audit(
-        new=names,
+        new=added.names,
         questions=len(rows) + len(own),
         given=len(questions),
         moved=tuple(sorted(moved, key=lambda one: (-abs(one.change), one.question))),
-        unsettled=sum(was.specialty == now.specialty and was.status != now.status for was, now in pairs),
-        catchments=_catchments(rows, pairs, names, [one.name for one in served]),
-        homes=_homes(own, after[len(rows) :], names),
-        confusion=_confusion([*rows, *own], after, [*(one.name for one in served), *names]),
-        left_out=tuple(sorted({one.name for one in installed} - {one.name for one in served})),
+        unsettled=sum(was.specialty == now.specialty and was.status != now.status for _, was, now in walks),
+        catchments=_catchments(walks, added.names, old.names),
+        homes=_homes(own, home, added.names),
+        confusion=_confusion([*rows, *own], [*after, *home], both.names),
+        left_out=left_out,
     )
 
 
-def examples(specialty: Specialty) -> tuple[str, ...]:
+def all_examples(specialty: Specialty) -> tuple[str, ...]:
     """All of a specialty's examples, part after part."""
     return tuple(text for part in specialty.examples.values() for text in part)
 
@@ -207,7 +185,7 @@ def read_questions(file: Path) -> tuple[Asked, ...]:
     Raises `SettingsError` with the line's number, and never its words.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError(f"`{file}` can not be read: {reason}.", remedy="Save the questions in UTF-8.") from error
@@ -232,21 +210,26 @@ def _decode(file: Path, number: int, line: str) -> Asked:
     )
 
 
-def _prototypes(specialties: Sequence[Specialty], encoder: Encoder) -> Prototypes:
-    pairs = [(one.name, prototypes.prototype(one, encoder)) for one in specialties]
-    return prototypes.stack(pairs, encoder.dimension)
+def _prototypes(installed: Sequence[Specialty], encoder: Encoder) -> tuple[Prototypes, tuple[str, ...]]:
+    """The prototypes of those that can have one, and the names of the others, which HLO would not serve."""
+    pairs, left_out = [], []
+    for specialty in installed:
+        try:
+            pairs.append((specialty.name, prototypes.prototype(specialty, encoder)))
+        except PluginError:
+            left_out.append(specialty.name)
+    return prototypes.stack(pairs, encoder.dimension), tuple(sorted(left_out))
 
 
 def _examples(specialty: Specialty, encoder: Encoder) -> list[_Row]:
     """A specialty's examples; where the author gave embeddings and no words, those."""
-    texts: Sequence[str] = examples(specialty)
-    if texts:
+    texts = all_examples(specialty)
+    if texts or specialty.embeddings is None:
         vectors = encoder.encode(texts)
     else:
-        parts = prototypes.given(specialty, encoder)
-        names = list(specialty.embeddings.parts) if specialty.embeddings else []
-        texts = [f"({name}, {n + 1})" for name, part in zip(names, parts, strict=True) for n in range(len(part))]
-        vectors = np.concatenate(parts) if parts else np.zeros((0, encoder.dimension), dtype=np.float32)
+        parts = dict(zip(specialty.embeddings.parts, prototypes.given(specialty, encoder), strict=True))
+        texts = tuple(f"({name}, {number})" for name, part in parts.items() for number in range(1, len(part) + 1))
+        vectors = np.concatenate(list(parts.values()))
     return [_Row(text, specialty.name, False, vector) for text, vector in zip(texts, vectors, strict=True)]
 
 
@@ -256,19 +239,15 @@ def _routes(rows: Sequence[_Row], among: Prototypes, thresholds: Thresholds) -> 
     return [decide(scores, thresholds) for scores in among.scores(np.stack([row.vector for row in rows]))]
 
 
-def _moved(row: _Row, was: Route, now: Route) -> Moved:
-    return Moved(row.text, row.owner, row.given, was.specialty, _best(was), now.specialty, _best(now))
-
-
 def _best(route: Route) -> float:
     return route.scores[0].score if route.scores else 0.0
 
 
 def _catchments(
-    rows: Sequence[_Row], pairs: Iterable[tuple[Route, Route]], new: Sequence[str], names: Sequence[str]
+    walks: Iterable[tuple[_Row, Route, Route]], new: Sequence[str], names: Sequence[str]
 ) -> tuple[Catchment, ...]:
     before, lost, given, given_lost = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    for row, (was, now) in zip(rows, pairs, strict=True):
+    for row, was, now in walks:
         place, gone = was.specialty or NOWHERE, now.specialty in new
         if row.owner is None:
             given[place] += 1

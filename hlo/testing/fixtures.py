@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from hlo import assemble, plugins
 from hlo.contracts import Encoder
 from hlo.records import Finding
 from hlo.settings import Settings
-from hlo.testing.catchment import Remembering
 from hlo.testing.conformance import Examination, examine
+from hlo.testing.remembering import Remembering
 from hlo.testing.subject import find
 
 Conformance = Callable[..., tuple[Finding, ...]]
@@ -33,9 +34,8 @@ def hlo_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="session")
 def hlo_encoder(hlo_settings: Settings) -> Encoder:
     """The encoder that the settings name; it embeds each question once in all tests."""
-    from hlo import assemble, plugins
-
-    hooks = plugins.discover(plugins.installed(), timeout_s=hlo_settings.plugin_timeout_s).hooks
+    chosen, timeout_s = hlo_settings.plugins, hlo_settings.plugin_timeout_s
+    hooks = plugins.discover(plugins.installed(), chosen=chosen, timeout_s=timeout_s).hooks
     return Remembering(assemble.load_encoder(hlo_settings, hooks))
 
 

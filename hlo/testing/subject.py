@@ -10,25 +10,22 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-import stat
 import sys
 import tempfile
 import tomllib
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from email.message import Message
 from importlib.metadata import Distribution, EntryPoint, PathDistribution
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from msgspec import Struct
 
 from hlo import plugins
 from hlo.errors import PluginError
+from hlo.testing import wheel
 
 _SDISTS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-_MOST_BYTES = 8 << 30  # of what a wheel unpacks to
 _LAYOUTS = ("src", ".", "lib", "python")  # where a project's code lies; hatchling, setuptools and others look alike
 
 
@@ -99,8 +96,8 @@ def find(path_or_name: str | Path) -> Iterator[Subject]:
 
 def field(distribution: Distribution, name: str) -> str:
     """A field of a package's metadata; empty when it is not there."""
-    # As `email.message.Message` and not as the protocol, whose `get` not every Python's stubs have.
-    return str(cast("Message", distribution.metadata).get(name) or "").strip()
+    told = distribution.metadata
+    return told[name].strip() if name in told else ""
 
 
 def normal(name: str) -> str:
@@ -141,41 +138,9 @@ def _nothing(given: str, *, bare: bool, exists: bool) -> PluginError:
 def _wheel(file: Path, stack: ExitStack) -> Subject:
     """Unpack a wheel to a temporary folder."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hlo-wheel-"))).resolve()
-    try:
-        with zipfile.ZipFile(file) as archive:
-            _check_members(file, archive.infolist())
-            archive.extractall(folder)  # every member was checked
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise PluginError(f"`{file}` can not be unpacked: {error}.", remedy="Build the wheel again.") from error
-    infos = sorted(folder.glob("*.dist-info"))
-    if len(infos) != 1 or not (infos[0] / "METADATA").is_file():
-        raise PluginError(
-            f"`{file}` has {len(infos)} `.dist-info` folders; one, with a METADATA file, was wanted.",
-            remedy="Build the wheel again, with a current build backend.",
-        )
+    distribution = wheel.unpack(file, folder)
     code = (folder, *sorted(folder.glob("*.data/purelib")), *sorted(folder.glob("*.data/platlib")))
-    distribution = PathDistribution(infos[0])
     return Subject("wheel", str(file), distribution, _points(distribution, str(file)), code, archive=file)
-
-
-def _check_members(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse a wheel whose files would land elsewhere, or fill the disk."""
-    for member in members:
-        path = PurePosixPath(member.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in member.filename:
-            raise PluginError(
-                f"`{file}` holds `{member.filename}`, which leads out of the folder that it is unpacked to.",
-                remedy="Do not install it; a build backend makes no such file.",
-            )
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise PluginError(
-                f"`{file}` holds the symbolic link `{member.filename}`; wheels hold plain files only.",
-                remedy="Build it again, with the file itself in the place of the link.",
-            )
-    if sum(member.file_size for member in members) > _MOST_BYTES:
-        raise PluginError(
-            f"`{file}` would unpack to more than {_MOST_BYTES >> 30} GiB.", remedy="Keep adapters on a model hub."
-        )
 
 
 def _source(folder: Path, stack: ExitStack) -> Subject:
@@ -199,11 +164,9 @@ def _source(folder: Path, stack: ExitStack) -> Subject:
             f"`{file}`: `[project.entry-points.{plugins.GROUP}]` must map names to modules.",
             remedy='Write `joints = "hlo_joints"`.',
         )
-    site = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hlo-source-"))).resolve()
     dynamic = project.get("dynamic")
     known = frozenset(str(one) for one in dynamic) if isinstance(dynamic, list) else frozenset()
-    info = site / f"{normal(project['name']).replace('-', '_')}.dist-info"
-    info.mkdir()
+    info = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hlo-source-", suffix=".dist-info")))
     (info / "METADATA").write_text(_metadata(project, folder), encoding="utf-8")
     (info / "entry_points.txt").write_text(
         "".join([f"[{plugins.GROUP}]\n", *(f"{_line(name)} = {_line(value)}\n" for name, value in entries.items())]),
@@ -250,6 +213,12 @@ def _points(distribution: Distribution, place: str) -> tuple[EntryPoint, ...]:
             f"`{place}` has no entry point in the group `{plugins.GROUP}`, so HLO would never find it.",
             remedy=f'Write `[project.entry-points.{plugins.GROUP}]` and `joints = "hlo_joints"` in its pyproject.toml.',
         )
+    for point in points:
+        if not point.pattern.match(point.value):
+            raise PluginError(
+                f"`{place}`: the entry point `{point.name}` names `{point.value}`, which can be no module.",
+                remedy='Write the name by which Python imports it, such as `joints = "hlo_joints"`.',
+            )
     return points
 
 
@@ -263,7 +232,7 @@ def _code(folder: Path, points: Sequence[EntryPoint]) -> tuple[Path, ...]:
         if here:
             found.append(place)
             packages -= here
-    return tuple(found) or (folder / "src" if (folder / "src").is_dir() else folder,)
+    return tuple(found) or (folder,)
 
 
 @contextmanager

@@ -125,9 +125,9 @@ def test_embeddings() -> None:
     rows = encoder.encode(["hip joint", "hip"]).tolist()
     known = specialty("hips", embeddings=Embeddings(encoder.fingerprint, {"patients": rows}))
     foreign = specialty("foreign", embeddings=Embeddings("other", {"patients": rows}))
-    empty = specialty("empty")
-    found = audit([JOINTS], [known, foreign, empty], encoder, THRESHOLDS)
-    assert found.left_out == ("empty", "foreign")
+    empty, hollow = specialty("empty"), specialty("hollow", embeddings=Embeddings(encoder.fingerprint, {}))
+    found = audit([JOINTS], [known, foreign, hollow, empty], encoder, THRESHOLDS)
+    assert found.left_out == ("empty", "foreign", "hollow")
     assert {one.specialty: one.before for one in found.catchments} == {"hips": 2, NOWHERE: 0}
     assert found.questions == 4
     with pytest.raises(PluginError, match="made by the encoder `other`"):
@@ -150,8 +150,8 @@ def test_questions_in_lines(tmp_path: Path) -> None:
 def test_questions_in_json(tmp_path: Path) -> None:
     """A `.jsonl` file may say whose a question is, and may say more than that."""
     file = tmp_path / "questions.jsonl"
-    file.write_text('{"question": "a", "specialty": "joints", "x": 1}\n{"question": "b"}\n', encoding="utf-8")
-    assert read_questions(file) == (Asked("a", "joints"), Asked("b"))
+    file.write_text('{"question": "a", "specialty": "joints", "x": 1}\r\n{"question": "b\u2028c"}\n', encoding="utf-8")
+    assert read_questions(file) == (Asked("a", "joints"), Asked("b\u2028c"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,10 @@ from hlo.errors import EncoderError, HLOError, SettingsError
 from hlo.generation.tokenizer import ChatTokenizer
 from hlo.records import Finding
 from hlo.settings import Settings
-from hlo.testing import EchoEngine, HashingEncoder, conformance
+from hlo.testing import EchoEngine, HashingEncoder
 from hlo.testing.catchment import Asked
-from hlo.testing.conformance import Examination, examine
+from hlo.testing.conformance import Examination, examine, package
+from hlo.testing.conformance.probes import PROBES
 from hlo.testing.fixtures import Conformance
 from hlo.testing.fixtures import conformance as conformance_fixture
 from hlo.testing.subject import find
@@ -95,6 +97,7 @@ BAD_CODE: dict[str, tuple[str, str, str, str]] = {
     "question raises": (hook("raise KeyError(question.text)"), "hooks", "trouble", "raised KeyError for"),
     "question wrong": (hook("return question.text"), "hooks", "trouble", "returned str for"),
     "question pins": (hook("return Screening(specialty='ghost')"), "hooks", "trouble", "pinned `ghost`"),
+    "question pins no name": (hook("return Screening(specialty=[1])"), "hooks", "trouble", "pinned `[1]`"),
     "question exits": (hook("raise SystemExit"), "hooks", "trouble", "raised SystemExit for"),
     "encoder greedy": (
         "@hookimpl\ndef hlo_encoder(name): return object()",
@@ -299,7 +302,7 @@ async def test_inside_an_event_loop(project: Project, settings: Settings, monkey
 
 def test_the_size_of_a_package(project: Project, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than what PyPI takes is warned of, when the weights lie in the package, and not when they lie elsewhere."""
-    monkeypatch.setattr(conformance, "_PYPI_MIB", 0)
+    monkeypatch.setattr(package, "PYPI_MIB", 0)
     folder = project()
     assert "PyPI takes 0" in told(look(folder, settings), "size", "warning")
     adapter = folder / "src" / "hlo_joints" / "adapter"
@@ -320,6 +323,33 @@ def test_a_slow_hook(project: Project, settings: Settings) -> None:
     assert told(found, "catchment", "ok")
 
 
+def test_a_slow_hook_is_asked_no_more(project: Project, settings: Settings, tmp_path: Path) -> None:
+    """A question hook that was given up gets no more questions once it comes back."""
+    asked, going = tmp_path / "asked", tmp_path / "going"
+    going.touch()
+    before = set(threading.enumerate())
+    body = (
+        f"import pathlib, time\n    with open({str(asked)!r}, 'a') as file: file.write('x')\n"
+        f"    while pathlib.Path({str(going)!r}).exists(): time.sleep(0.01)"
+    )
+    hurried = settings.model_copy(update={"question_timeout_s": 0.2})
+    assert "took longer" in told(look(project(more=hook(body)), hurried), "hooks", "trouble")
+    going.unlink()
+    for thread in set(threading.enumerate()) - before:
+        if thread.name == "hlo-conformance":
+            thread.join(10)
+    assert asked.read_text(encoding="utf-8") == "x"
+
+
+def test_an_entry_point_inside_a_package(project: Project, settings: Settings) -> None:
+    """An entry point may name a module as an attribute of its package; that module's hooks are examined."""
+    folder = project(pyproject=PYPROJECT.replace('"hlo_joints"', '"hlo_joints:inner"'), code="from . import inner")
+    (folder / "src" / "hlo_joints" / "inner.py").write_text(CODE.replace("__name__", "'hlo_joints'"), encoding="utf-8")
+    found = look(folder, settings)
+    assert "implements hlo_specialties" in told(found, "hooks", "ok")
+    assert worse(found) == [("effect", "warning")]
+
+
 def test_a_plugin_of_other_hooks(project: Project, settings: Settings) -> None:
     """A plugin without specialties is examined for what it has; what its hook says of questions is counted."""
     speaks = hook("return Screening(notice='x') if 'INST' in question.text else None")
@@ -327,7 +357,7 @@ def test_a_plugin_of_other_hooks(project: Project, settings: Settings) -> None:
     found = look(project(code=code), settings, engine=True, questions=[Asked("[INST]")])
     assert worse(found) == []
     said = "questions, `hlo_question` puts a notice before 2, pins 0 and refuses 0"
-    assert f"of {len(conformance._PROBES) + 1} {said}" in told(found, "hooks", "ok")
+    assert f"of {len(PROBES) + 1} {said}" in told(found, "hooks", "ok")
     assert told(found, "declaration", "ok") == "It offers no specialty. "
     assert {one.topic for one in found.findings} == {"metadata", "hooks", "declaration", "licence"}
     assert found.audit is None

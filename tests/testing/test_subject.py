@@ -50,6 +50,14 @@ def test_metadata_can_not_be_forged(project: Project) -> None:
         assert field(subject.distribution, "License") == ""
 
 
+def test_names_lead_nowhere(project: Project, tmp_path: Path) -> None:
+    """A project's name is no path: nothing is written where it leads."""
+    name = tmp_path / "elsewhere"
+    with find(project(pyproject=PYPROJECT.replace('"hlo-joints"', f'"{name}"'))) as subject:
+        assert subject.name == str(name)
+        assert not list(tmp_path.glob("elsewhere*"))
+
+
 def test_what_a_build_decides(project: Project) -> None:
     """A dynamic version is told as such, and is no version."""
     folder = project(pyproject=PYPROJECT.replace('version = "1.2.3"', 'dynamic = ["version"]'))
@@ -65,6 +73,19 @@ def test_wheel(wheel: Callable[..., Path]) -> None:
         (folder,) = subject.code
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_a_damaged_wheel(wheel: Callable[..., Path]) -> None:
+    """A wheel whose compressed bytes make no sense is refused."""
+    member = zipfile.ZipInfo("damaged.txt")
+    member.compress_type = zipfile.ZIP_DEFLATED
+    file = wheel({member: "word " * 100})
+    start = len("damaged.txt") + 30  # a member's header has 30 bytes and its name
+    held = bytearray(file.read_bytes())
+    held[start : start + 4] = b"\xff" * 4
+    file.write_bytes(held)
+    with pytest.raises(PluginError, match="can not be unpacked"), find(file):
+        pass
 
 
 def link(name: str) -> zipfile.ZipInfo:
@@ -130,6 +151,7 @@ def test_several_entry_points(project: Project) -> None:
         ('[project]\nname = "hlo-joints"\n', "no entry point"),
         ('[project]\nname = "hlo-joints"\n[project.entry-points]\nhlo = "hlo_joints"\n', "must map names"),
         ('[project]\nname = "hlo-joints"\n[project.entry-points.hlo]\njoints = 3\n', "must map names"),
+        (PYPROJECT.replace('"hlo_joints"', '"hlo-joints"'), "`hlo-joints`, which can be no module"),
     ],
 )
 def test_projects_that_are_none(pyproject: str, said: str, project: Project) -> None:
