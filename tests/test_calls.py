@@ -23,7 +23,7 @@ ANSWER = Answer("canarywords", Route("out_of_scope", None), None, None, "m", Usa
 class Errors(list[tuple[str, str]]):
     """The plugin and hook of each failed call."""
 
-    def count(self, plugin: str, hook: str) -> None:
+    def add(self, plugin: str, hook: str) -> None:
         """Remember one."""
         self.append((plugin, hook))
 
@@ -31,7 +31,7 @@ class Errors(list[tuple[str, str]]):
 def asking(errors: Errors, timeout_s: float = 30.0, **functions: Callable[[Question], Any]) -> HookCalls:
     """Calls of `hlo_question` of some plugins."""
     hooks = tuple(Hook(name, function, ("question",)) for name, function in functions.items())
-    return HookCalls(Hooks(question=hooks), timeout_s, errors.count)
+    return HookCalls(Hooks(question=hooks), timeout_s, errors.add)
 
 
 def fail(error: BaseException) -> Callable[[Question], Any]:
@@ -87,7 +87,7 @@ async def test_a_hook_that_hangs_is_left_out() -> None:
 async def test_without_hooks_nothing_is_called() -> None:
     """Without hooks there is nothing to say, and no thread."""
     before = threading.active_count()
-    calls = HookCalls(Hooks(), 1, Errors().count)
+    calls = HookCalls(Hooks(), 1, Errors().add)
     assert not calls.screens
     assert await calls.screen(QUESTION, []) == ()
     calls.observe(QUESTION, ANSWER)
@@ -103,7 +103,7 @@ async def test_observers_are_isolated(until: Until, caplog: pytest.LogCaptureFix
         raise ValueError(answer.text)
 
     good = Hook("good", lambda answer: seen.append(answer), ("answer",))
-    calls = HookCalls(Hooks(answer=(Hook("bad", bad, ("answer",)), good)), 1, errors.count)
+    calls = HookCalls(Hooks(answer=(Hook("bad", bad, ("answer",)), good)), 1, errors.add)
     calls.observe(QUESTION, ANSWER)
     await until(lambda: seen)
     calls.close(30)
@@ -119,7 +119,7 @@ async def test_observers_never_keep_an_answer_waiting() -> None:
         go.wait(60)
         seen.append(1)
 
-    calls = HookCalls(Hooks(answer=(Hook("slow", slow, ("answer",)),)), 1, errors.count)
+    calls = HookCalls(Hooks(answer=(Hook("slow", slow, ("answer",)),)), 1, errors.add)
     for _ in range(1100):
         calls.observe(QUESTION, ANSWER)
     assert 99 <= len(errors) <= 100  # one may have been taken from the queue already
@@ -136,7 +136,7 @@ def test_closing_does_not_wait_for_what_hangs() -> None:
         entered.set()
         go.wait(60)
 
-    calls = HookCalls(Hooks(answer=(Hook("hangs", hang, ("answer",)),)), 1, Errors().count)
+    calls = HookCalls(Hooks(answer=(Hook("hangs", hang, ("answer",)),)), 1, Errors().add)
     calls.observe(QUESTION, ANSWER)
     assert entered.wait(30)
     calls.close(0.01)

@@ -201,6 +201,13 @@ def test_a_fresh_discovery_imports_anew(write: Write) -> None:
     assert plugins.discover([point], fresh=True).offers[0].specialties[0].name == "another"
 
 
+@pytest.mark.parametrize("value", ["hlo-joints", "", "a b", "1 / 0"])
+def test_an_entry_point_that_can_be_no_module_is_isolated(value: str, write: Write) -> None:
+    """An entry point whose value is no name of a module, nor of an object in one, is refused, alone."""
+    refusal = collect_with_good(EntryPoint("bad", value, plugins.GROUP), write)
+    assert f"names `{value}`, which can be no module" in refusal.reason
+
+
 def test_what_failed_in_the_trial_is_refused_and_not_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that hung or crashed when it was tried is refused with what happened, and never imported here."""
     monkeypatch.setattr("hlo.plugins.trial.run", lambda modules, timeout_s: {1: "did not come back within 20 s"})

@@ -124,7 +124,7 @@ def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
         yield Finding("memory", "warning", "This system does not tell how much memory it has.")
         return
     available, where = found
-    length = settings.max_model_len or int(model.config.get("max_position_embeddings", 4096))
+    length = settings.max_model_len or model.context
     tokens = needs.tokens(available)
     text = (
         f"{where}: weights {needs.weights / _GIB:.2f} GiB, {len(versions)} adapters {needs.adapters / _GIB:.2f} GiB, "

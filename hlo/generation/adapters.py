@@ -31,7 +31,7 @@ NULL_NAME = "null"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
 # Features of PEFT that change what the two matrices mean; vLLM refuses the same ones (lora/peft_helper.py).
 _UNSUPPORTED = (
     "use_dora",
@@ -212,7 +212,7 @@ def _file(located: Located, filename: str) -> Path:
     """One of an adapter's files itself, links followed, refusing to leave the adapter's boundary."""
     path = located.folder / filename
     if not path.is_file():
-        pickles = [file.name for file in located.folder.iterdir() if file.suffix in _PICKLES]
+        pickles = [file.name for file in located.folder.iterdir() if file.suffix in PICKLES]
         raise AdapterError(
             f"`{located.folder}` holds no `{filename}`"
             + (f", but the pickle `{pickles[0]}`, which could run any code." if pickles else "."),

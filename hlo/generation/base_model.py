@@ -32,6 +32,12 @@ class BaseModel(Struct, frozen=True):
     parameters: int
     embedded: bool
 
+    @property
+    def context(self) -> int:
+        """The longest prompt plus answer that it was made for, in tokens; 4096 where its configuration says nothing."""
+        text = self.config.get("text_config") or self.config
+        return int(text.get("max_position_embeddings") or 4096)
+
 
 def embedded_root() -> Path:
     """The folder that holds `models/` and `adapters/` of the demonstration: in the wheel, or beside the source."""

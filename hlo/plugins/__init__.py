@@ -87,6 +87,18 @@ def discover(
         )
         for name in unknown
     ]
+    sound = tuple(point for point in kept if point.pattern.match(point.value))
+    refusals += [
+        Refusal(
+            point.name,
+            None,
+            f"The entry point `{point.name}` names `{point.value}`, which can be no module.",
+            'Let it name a module as Python imports it, such as `joints = "hlo_joints"`.',
+        )
+        for point in kept
+        if point not in sound
+    ]
+    kept = sound
     if fresh:
         _forget(kept)
     modules = [point.module for point in kept]

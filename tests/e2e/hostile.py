@@ -100,6 +100,10 @@ def _truncate(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def _no_json(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
 def _rank(folder: Path) -> None:
     _config(folder, r=128, lora_alpha=128)
     _weights(folder, lambda old: {k: v.repeat((16, 1) if ".lora_A." in k else (1, 16)) for k, v in old.items()})
@@ -114,7 +118,7 @@ ADAPTERS_SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "mistral": (lambda f: _config(f, base_model_name_or_path="mistralai/Mistral-7B-v0.3"), "`Mistral-7B-v0.3`"),
     "towering": (_rank, "rank 128 is above HLO_MAX_LORA_RANK=64"),
     "dora": (lambda f: _config(f, use_dora=True), "`use_dora`"),
-    "no_json": (lambda f: (f / "adapter_config.json").write_text("{") and None, "is not JSON"),
+    "no_json": (_no_json, "is not JSON"),
     "misshapen": (lambda f: _weights(f, lambda old: {k: v[:, :-1] for k, v in old.items()}), "has shape"),
     "elsewhere": (
         lambda f: _weights(f, lambda old: {k.replace("layers.0.", "layers.99."): v for k, v in old.items()}),

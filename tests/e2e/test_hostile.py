@@ -19,14 +19,14 @@ def test_hostile_plugins_are_refused_and_the_good_ones_answer(tmp_path: Path) ->
     shutil.copytree(ADAPTERS, adapters, ignore=shutil.ignore_patterns("recipe"))
     wanted = hostile.install(tmp_path / "site", adapters)
     assert len(wanted) >= 30
-    settings = {
-        "ADAPTER_PATH": str(adapters),
-        "PYTHONPATH": str(tmp_path / "site"),
-        "HLO_PLUGIN_TIMEOUT_S": "4",
-        "HLO_MODE": "production",
-        "HLO_PLUGINS": "-genetics",
-    }
-    with running(tmp_path, **settings) as server:
+    with running(
+        tmp_path,
+        ADAPTER_PATH=str(adapters),
+        PYTHONPATH=str(tmp_path / "site"),
+        HLO_PLUGIN_TIMEOUT_S="4",
+        HLO_MODE="production",
+        HLO_PLUGINS="-genetics",
+    ) as server:
         ready = httpx.get(f"{server.url}/readyz").json()
         good = sorted(set(SPECIALTIES) - {"genetics"})
         assert sorted(ready["specialties"]) == good

@@ -155,3 +155,17 @@ def test_a_missing_embedded_model_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     with pytest.raises(ModelError, match=str(tmp_path)) as caught:
         base_model.find("")
     assert "HLO_MODEL" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 256}, 256),
+        ({"text_config": {"max_position_embeddings": 512}, "max_position_embeddings": 1}, 512),
+        ({}, 4096),
+        ({"max_position_embeddings": None}, 4096),
+    ],
+)
+def test_the_context_is_the_configurations(config: dict[str, object], context: int) -> None:
+    """The longest prompt plus answer is what the configuration says, that of its text part first."""
+    assert BaseModel("m", Path("m"), config, {}, 0, embedded=False).context == context

@@ -48,7 +48,7 @@ def test_a_wrong_key_is_refused(given: str | None, serve: Serve, installed: dict
     """With another key, in another scheme or without one, the answer is 401 and says how to send it."""
     client = serve(admin_key=KEY)
     installed["entries"] = {}
-    response = client.post(PATH, headers={} if given is None else {"authorization": given.encode("latin-1")})
+    response = client.post(PATH, headers={} if given is None else {b"authorization": given.encode("latin-1")})
     assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
     assert response.json()["type"] == "urn:hlo:problem:admin-refused"
     assert KEY not in response.text

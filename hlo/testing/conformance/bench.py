@@ -111,8 +111,7 @@ class Bench(Struct, dict=True):
     @cached_property
     def context(self) -> int:
         """The longest prompt plus answer, in tokens."""
-        config = self.model.config.get("text_config") or self.model.config
-        return self.settings.max_model_len or int(config.get("max_position_embeddings", 4096))
+        return self.settings.max_model_len or self.model.context
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -18,8 +18,6 @@ from hlo.testing.conformance.bench import Bench, Told, ok, problem, trouble, war
 
 T = TypeVar("T")
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
-
 
 def adapter(bench: Bench) -> Iterator[Told]:
     """Every tensor of each adapter, against the base model."""
@@ -32,7 +30,7 @@ def adapter(bench: Bench) -> Iterator[Told]:
             f"`{name}`: rank {version.rank} on {', '.join(version.modules)} of {bench.model.name}, "
             f"sha256 {version.sha256[:12]}, from {version.source}",
         )
-        pickles = sorted(file.name for file in located.folder.rglob("*") if file.suffix in _PICKLES)
+        pickles = sorted(file.name for file in located.folder.rglob("*") if file.suffix in adapters.PICKLES)
         if pickles:
             more = f", and {len(pickles) - 1} more" if len(pickles) > 1 else ""
             yield warning(
