@@ -65,9 +65,9 @@ def hlo_engine(name: str) -> StartEngine | None:
 def hlo_question(question: Question) -> Screening | None:
     """See a question before it is routed; put a notice ahead of its answer, pin a specialty, or refuse it.
 
-    Called for every question that `/ask` and `/route` take, in a worker thread, in the order of the plugins' names.
-    None says nothing. All notices are shown, the first pin wins (a pin in the request comes before all), and one
-    refusal is enough. When it raises, pins a specialty that is not served, returns something else, or takes longer
+    Called for every question that `/ask` and `/route` take, in a thread of the plugin's own. None says nothing. In the
+    order of the plugins' names, all notices are shown and the first pin wins (a pin in the request comes before all);
+    one refusal is enough. When it raises, pins a specialty that is not served, returns something else, or takes longer
     than HLO_QUESTION_TIMEOUT_S, this plugin's say is left out, the question goes on, and `hlo_hook_errors_total`
     counts it; the log names the plugin and the kind of error, never the question.
 

@@ -1,0 +1,1 @@
+"""What is written for users; `generate` writes the part that the source says already."""
