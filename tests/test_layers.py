@@ -37,7 +37,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "litestar": "service/",
     "opentelemetry.sdk": "telemetry/",
     "opentelemetry.exporter": "telemetry/",
-    "transformers": "generation/",
+    "transformers": ("generation/", "routing/sentence_encoder.py"),
     "huggingface_hub": "hub.py",
     "peft": "generation/transformers_engine/lora.py",
     "uvicorn": "service/",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(threads)
+        if not sys.stderr.isatty():  # a bar in a file is noise
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()
         try:
             model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         except Exception as error:  # a damaged file can make the libraries raise anything
