@@ -95,12 +95,15 @@ async def test_without_hooks_nothing_is_called() -> None:
     calls.close(0)
 
 
-async def test_observers_are_isolated(until: Until, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+async def test_observers_are_isolated(
+    kind: type[BaseException], until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
     """An observer that raises is counted, and the next one still sees the answer."""
     errors, seen = Errors(), list[Answer]()
 
     def bad(answer: Answer) -> None:
-        raise ValueError(answer.text)
+        raise kind(answer.text)
 
     good = Hook("good", lambda answer: seen.append(answer), ("answer",))
     calls = HookCalls(Hooks(answer=(Hook("bad", bad, ("answer",)), good)), 1, errors.add)

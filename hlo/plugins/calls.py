@@ -84,7 +84,7 @@ class HookCalls:
         for hook in self._answers:
             try:
                 hook(question=question, answer=answer)
-            except Exception as error:  # the answer has been given; the other observers must still see it
+            except BaseException as error:  # also SystemExit: the thread is for all observers, and for later answers
                 self._failed(hook.plugin, "hlo_answer", type(error).__name__)
 
     def _failed(self, plugin: str, hook: str, kind: str) -> None:
