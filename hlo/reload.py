@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 
@@ -78,7 +78,9 @@ class Reloader:
         vectors, unroutable = await self._embed(found, old)
         found = catalog.keep(found, unroutable)
         calls = HookCalls(hooks, settings.question_timeout_s, runtime.metrics.hook_failed)
-        served = {name: entry for name, entry in old.catalog.entries.items() if _stays(entry, found)}
+        # Reads the metadata of all packages: not on the event loop, where answers wait, and not for each specialty.
+        here = {point.name for point in await asyncio.to_thread(plugins.installed)} - set(found.off)
+        served = {name: entry for name, entry in old.catalog.entries.items() if _stays(entry, found, here)}
         served |= {name: entry for name, entry in found.entries.items() if not self._is_new(entry)}
         pending = [name for name, entry in found.entries.items() if self._is_new(entry)]
         refusals = list(found.refusals)
@@ -136,9 +138,9 @@ def _versions(found: Catalog) -> dict[str, AdapterVersion]:
     return {entry.adapter.engine_name: entry.adapter for entry in found.entries.values()}
 
 
-def _stays(entry: Entry, found: Catalog) -> bool:
-    """Whether a specialty that is served is installed still, be it in a version that can not be served."""
-    name, here = entry.specialty.name, {point.name for point in plugins.installed()} - set(found.off)
+def _stays(entry: Entry, found: Catalog, here: Collection[str]) -> bool:
+    """Whether a specialty that is served is there still, be it in a version that can not be; `here` are all plugins."""
+    name = entry.specialty.name
     refused = any(refusal.plugin == entry.plugin and refusal.specialty in (None, name) for refusal in found.refusals)
     return name in found.entries or (refused and entry.plugin in here)
 
