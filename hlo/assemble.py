@@ -17,12 +17,13 @@ from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
 from hlo.edition import Edition
 from hlo.errors import HLOError, PluginError, SettingsError
 from hlo.generation import adapters, base_model, prompting
+from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
 from hlo.generation.prompting import Tokenizer
-from hlo.hub import Hub, Lock
+from hlo.hub import Hub
 from hlo.pipeline import Pipeline, Policy
-from hlo.plugins import Hooks
+from hlo.plugins import Discovery, Hooks
 from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Specialty
 from hlo.routing import prototypes
@@ -102,9 +103,16 @@ async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
     return Router(encoder, vectors, thresholds(settings)), encoder
 
 
+def discover(settings: Settings, *, fresh: bool = False) -> Discovery:
+    """Ask the installed plugins that the settings choose; `fresh` imports them anew. Raises `SettingsError`."""
+    return plugins.discover(
+        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh
+    )
+
+
 def declarations(settings: Settings) -> tuple[tuple[Specialty, ...], Hooks]:
     """Every specialty whose declaration holds, whether or not its adapter does, and the plugins' hooks."""
-    discovery = plugins.discover(plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s)
+    discovery = discover(settings)
     found: dict[str, Specialty] = {}
     for offer in discovery.offers:
         for specialty in offer.specialties:
@@ -148,7 +156,7 @@ def search_path(settings: Settings, model: BaseModel) -> tuple[Path, ...]:
 
 def hub(settings: Settings) -> Hub:
     """The model hub, with what the lock file pins. Raises `HubError`."""
-    return Hub(Lock.read(settings.lock_file), production=settings.mode == "production")
+    return Hub.open(settings.lock_file, production=settings.mode == "production")
 
 
 def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tuple[Catalog, Hooks]:
@@ -156,7 +164,7 @@ def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tup
 
     `fresh` imports them anew, for a reload.
     """
-    search, store, remote = search_path(settings, model), settings.cache_dir.expanduser(), hub(settings)
+    remote = hub(settings)
 
     def check(specialty: Specialty) -> AdapterVersion:
         prompting.check_template(specialty.template)
@@ -165,15 +173,21 @@ def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tup
                 f"`{specialty.name}` has no routing examples, so no question would go there.",
                 remedy="Declare `examples` or `embeddings`.",
             )
-        located = adapters.locate(specialty.adapter, search, remote)
-        return adapters.check(
-            located, specialty.name, model.linears, model.name, store, max_rank=settings.max_lora_rank
-        )
+        return check_adapter(settings, model, specialty, remote)[1]
 
-    found = plugins.discover(
-        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh
-    )
+    found = discover(settings, fresh=fresh)
     return catalog.build(found.offers, found.refusals, check, found.off), found.hooks
+
+
+def check_adapter(
+    settings: Settings, model: BaseModel, specialty: Specialty, remote: Hub
+) -> tuple[Located, AdapterVersion]:
+    """Find a specialty's adapter and check all of it against the base model. Raises `AdapterError` or `HubError`."""
+    located = adapters.locate(specialty.adapter, search_path(settings, model), remote)
+    version = adapters.check(
+        located, specialty.name, model.linears, model.name, settings.cache_dir, max_rank=settings.max_lora_rank
+    )
+    return located, version
 
 
 def load_encoder(settings: Settings, hooks: Hooks) -> Encoder:
@@ -295,14 +309,19 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
     return await start(options)
 
 
-async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> HLOError | None:
-    """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
+async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:
+    """Load an adapter; the largest change that it makes to a token's log-probability. Raises any `HLOError`."""
     specialty = entry.specialty
     # Of the specialty's own kind of question, so that the adapter has something to say about it.
     example = next((one for part in specialty.examples.values() for one in part), specialty.title)
+    await engine.load(entry.adapter)
+    return await check_effect(engine, prompting.build(example, specialty.template, tokenizer, entry.adapter))
+
+
+async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> HLOError | None:
+    """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
     try:
-        await engine.load(entry.adapter)
-        await check_effect(engine, prompting.build(example, specialty.template, tokenizer, entry.adapter))
+        await show_effect(entry, engine, tokenizer)
     except HLOError as error:
         await engine.check_health()
         await engine.unload(entry.adapter)

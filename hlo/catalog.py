@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hlo.errors import HLOError, PluginError, UnknownSpecialty
+from hlo.errors import HLOError, PluginError, UnknownAdapter, UnknownSpecialty
 from hlo.records import AdapterVersion, Offer, Refusal, Sampling, Specialty
 
 BASE = "base"  # how requests and metrics call the base model without an adapter
@@ -50,6 +50,16 @@ class Catalog(Struct, frozen=True):
                 field=field,
                 remedy=f"Installed: {', '.join(self.entries) or 'none'}.",
             ) from None
+
+    def adapter(self, name: str, *, field: str) -> AdapterVersion | None:
+        """The adapter of that specialty, None for `base`. Raises `UnknownAdapter`; `field` as in `find`."""
+        if name == BASE:
+            return None
+        if name not in self.entries:
+            raise UnknownAdapter(
+                "No adapter of that name is loaded.", field=field, remedy=f"Loaded: {', '.join([BASE, *self.entries])}."
+            )
+        return self.entries[name].adapter
 
 
 def build(

@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
 from hlo.edition import Edition
-from hlo.errors import InvalidRequest, OutOfScope, QuestionRefused, UnknownAdapter
+from hlo.errors import InvalidRequest, OutOfScope, QuestionRefused
 from hlo.generation import prompting
 from hlo.generation.prompting import Tokenizer
 from hlo.records import (
@@ -170,14 +170,7 @@ class Pipeline:
         with self.edition.use() as edition:
             if not text:
                 raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
-            entry = None if adapter == BASE else edition.catalog.entries.get(adapter)
-            if entry is None and adapter != BASE:
-                raise UnknownAdapter(
-                    "No adapter of that name is loaded.",
-                    field="$.adapter",
-                    remedy=f"Loaded: {', '.join([BASE, *edition.catalog.entries])}.",
-                )
-            prompt = prompting.raw(text, self._tokenizer, entry.adapter if entry else None)
+            prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
             sampling = prompting.fit(
                 prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
             )

@@ -38,7 +38,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "opentelemetry.sdk": "telemetry/",
     "opentelemetry.exporter": "telemetry/",
     "transformers": ("generation/", "routing/sentence_encoder.py"),
-    "huggingface_hub": "hub.py",
+    "huggingface_hub": "hub/",
     "peft": "generation/transformers_engine/lora.py",
     "uvicorn": "service/",
     "prometheus_client": "telemetry/",

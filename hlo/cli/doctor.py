@@ -16,6 +16,7 @@ from rich.console import Console
 from hlo.cli.findings import draw
 from hlo.cli.options import read, settings_options
 from hlo.errors import HLOError
+from hlo.plugins import Hooks
 from hlo.records import Finding
 from hlo.settings import Settings
 
@@ -35,8 +36,16 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
     """
     options["log_level"] = options["log_level"] or "error"
     settings = read(options)
+    from hlo.assemble import discover
+
     with Console(stderr=True).status("examining"):
-        findings = [*_software(settings), *_model(settings, gpu_gib), *_encoder(settings), *_speed(settings)]
+        hooks = discover(settings).hooks
+        findings = [
+            *_software(settings, hooks),
+            *_model(settings, gpu_gib),
+            *_encoder(settings, hooks),
+            *_speed(settings),
+        ]
     if as_json:
         click.echo(msgspec.json.encode(findings).decode())
     else:
@@ -45,13 +54,13 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
         raise SystemExit(1)
 
 
-def _software(settings: Settings) -> Iterator[Finding]:
-    from hlo.assemble import declarations, find_engine
+def _software(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
+    from hlo.assemble import find_engine
     from hlo.generation import transformers_engine, vllm_engine
 
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
     try:
-        start = find_engine(settings, declarations(settings)[1])
+        start = find_engine(settings, hooks)
     except HLOError as error:
         yield Finding("engine", "trouble", error.message, error.remedy)
     else:
@@ -139,11 +148,10 @@ def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
     yield Finding("memory", state, f"{text}; one request may have {length:,}", f"Do one of: {'; '.join(lower)}.")
 
 
-def _encoder(settings: Settings) -> Iterator[Finding]:
-    from hlo.assemble import declarations, load_encoder
+def _encoder(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
+    from hlo.assemble import load_encoder
 
     try:
-        _, hooks = declarations(settings)
         encoder = load_encoder(settings, hooks)
     except HLOError as error:
         yield Finding("encoder", "trouble", error.message, error.remedy)

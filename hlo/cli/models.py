@@ -169,7 +169,8 @@ def _fetch(hub: Hub, rows: list[_Row], plans: dict[int, Plan]) -> Hub:
 
 def _check(settings: Settings, hub: Hub, wanted: list[_Wanted], rows: list[_Row]) -> None:
     """Check the fetched adapters against the base model, when that is there."""
-    from hlo.generation import adapters, base_model
+    from hlo.assemble import check_adapter
+    from hlo.generation import base_model
 
     fetched = [
         (one.specialty, row)
@@ -181,10 +182,7 @@ def _check(settings: Settings, hub: Hub, wanted: list[_Wanted], rows: list[_Row]
     model = base_model.find(settings.model, settings.revision, name=settings.base_name, hub=hub)
     for specialty, row in fetched:
         try:
-            located = adapters.locate(specialty.adapter, (), hub)
-            adapters.check(
-                located, specialty.name, model.linears, model.name, settings.cache_dir, settings.max_lora_rank
-            )
+            check_adapter(settings, model, specialty, hub)
         except HLOError as error:
             row.fail(error)
 

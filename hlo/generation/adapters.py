@@ -1,51 +1,35 @@
-"""Finds adapters, checks every tensor of them, and keeps immutable copies named by content hash.
+"""Finds adapters, has every tensor of them checked, and keeps immutable copies named by content hash.
 
 An engine accepts adapters that are half wrong and then answers with garbage, or dies (vLLM issues #34186, #48352), so
-nothing reaches it that this module has not read in full.
+nothing reaches it that `lora_files` has not read in full.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
 from hlo.errors import AdapterError
+from hlo.generation.lora_files import CONFIG as CONFIG
+from hlo.generation.lora_files import WEIGHTS as WEIGHTS
+from hlo.generation.lora_files import check_tensors, read_config
 from hlo.hub import SCHEME, Hub, Reference
 from hlo.records import Adapter, AdapterVersion
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS, "README.md")  # what is fetched of an adapter on a model hub
 NULL_NAME = "null"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".joblib")
-# Features of PEFT that change what the two matrices mean; vLLM refuses the same ones (lora/peft_helper.py).
-_UNSUPPORTED = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_bdlora",
-    "use_qalora",
-    "fan_in_fan_out",
-    "trainable_token_indices",
-    "target_parameters",
-)
-_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 class Located(Struct, frozen=True):
@@ -117,7 +101,7 @@ def check(
     """
     folder = located.folder
     copy, sha256 = _keep(located, store)
-    config = _read_config(copy, folder)
+    config = read_config(copy, folder)
     base = config.get("base_model_name_or_path") or ""
     if base and Path(base).name.lower() != base_name.lower():
         raise AdapterError(
@@ -130,7 +114,7 @@ def check(
             f"`{folder}`: rank {highest} is above HLO_MAX_LORA_RANK={max_rank}.",
             remedy="Raise it, or train with a lower rank.",
         )
-    rank, modules = _check_tensors(copy / WEIGHTS, folder, config, linears)
+    rank, modules = check_tensors(copy / WEIGHTS, folder, config, linears)
     return AdapterVersion(name, sha256, copy, rank, modules, (copy / WEIGHTS).stat().st_size, located.source)
 
 
@@ -266,127 +250,3 @@ def _intact(kept: Path, sha256: str) -> bool:
         return content_hash(kept) == sha256
     except OSError:
         return False
-
-
-def _read_config(copy: Path, folder: Path) -> dict[str, Any]:
-    """Read and check adapter_config.json; `folder` is the place that the message names."""
-    try:
-        config = json.loads((copy / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"`{folder}/{CONFIG}` is not JSON: {error}", remedy="Save the adapter again.") from error
-    place = f"`{folder}/{CONFIG}`"
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"{place} describes no LoRA: peft_type is {kind!r}.", remedy="HLO serves LoRA adapters.")
-    if type(config.get("r")) is not int or config["r"] < 1:
-        raise AdapterError(f"{place}: `r` must be a positive integer, not {config.get('r')!r}.", remedy="Save again.")
-    if type(config.get("lora_alpha")) not in (int, float) or not math.isfinite(config["lora_alpha"]):
-        raise AdapterError(f"{place}: `lora_alpha` must be a number.", remedy="Save the adapter again.")
-    if not isinstance(config.get("base_model_name_or_path") or "", str):
-        raise AdapterError(f"{place}: `base_model_name_or_path` must be a string.", remedy="Save the adapter again.")
-    ranks, targets = config.get("rank_pattern") or {}, config.get("target_modules")
-    if not isinstance(ranks, dict) or not all(type(rank) is int and rank > 0 for rank in ranks.values()):
-        raise AdapterError(f"{place}: `rank_pattern` must map patterns to ranks.", remedy="Save the adapter again.")
-    _check_patterns(place, "rank_pattern", ranks)
-    _check_patterns(place, "target_modules", [targets] if isinstance(targets, str) else [])
-    used = [name for name in _UNSUPPORTED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        used.append("bias")
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _PLAIN_INITS:
-        used.append(f"init_lora_weights={init}")
-    if used:
-        raise AdapterError(
-            f"{place} uses {', '.join(f'`{name}`' for name in used)}, which can not be served.",
-            remedy="Convert it to a plain LoRA with PEFT, or train one.",
-        )
-    return config
-
-
-def _check_patterns(place: str, key: str, patterns: Iterable[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise AdapterError(
-                f"{place}: `{key}` holds `{pattern}`, which is no pattern: {error}.", remedy="Save the adapter again."
-            ) from error
-
-
-def _check_tensors(
-    weights: Path, folder: Path, config: Mapping[str, Any], linears: Mapping[str, tuple[int, int]]
-) -> tuple[int, tuple[str, ...]]:
-    """Check every tensor's name, shape and values. Returns the highest rank and the kinds of layer touched."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    place = f"`{folder}/{WEIGHTS}`"
-    try:
-        with safe_open(weights, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                match = _KEY.fullmatch(key)
-                if match is None:
-                    raise AdapterError(
-                        f"{place}: tensor `{key}` is no LoRA matrix of a linear layer.",
-                        remedy="Save the adapter with PEFT; embeddings and output heads can not be adapted.",
-                    )
-                pair = pairs.setdefault(match["module"], {})
-                if match["side"] in pair:
-                    raise AdapterError(f"{place} holds `{key}` twice, under two names.", remedy="Save it again.")
-                pair[match["side"]] = file.get_tensor(key)
-    except SafetensorError as error:
-        raise AdapterError(f"{place} is damaged: {error}", remedy="Fetch or save it again.") from error
-    if not pairs:
-        raise AdapterError(f"{place} holds no tensor.", remedy="Save the adapter again.")
-    effect = False
-    for module, pair in pairs.items():
-        if module not in linears:
-            raise AdapterError(
-                f"{place} adapts the layer `{module}`, which the base model does not have.",
-                remedy="Use the adapter with the base model that it was trained on.",
-            )
-        if not _targeted(module, config.get("target_modules")):
-            raise AdapterError(
-                f"{place} adapts `{module}`, which `target_modules` in {CONFIG} does not name.",
-                remedy="Save weights and configuration together.",
-            )
-        if set(pair) != {"A", "B"}:
-            raise AdapterError(f"{place}: `{module}` has only one of lora_A and lora_B.", remedy="Save it again.")
-        rank = _rank(module, config)
-        out_features, in_features = linears[module]
-        for side, wanted in (("A", (rank, in_features)), ("B", (out_features, rank))):
-            if tuple(pair[side].shape) != wanted:
-                raise AdapterError(
-                    f"{place}: `{module}.lora_{side}` has shape {tuple(pair[side].shape)}; "
-                    f"rank {rank} on this base model wants {wanted}.",
-                    remedy="Use the adapter with the base model that it was trained on.",
-                )
-            if pair[side].dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-                raise AdapterError(
-                    f"{place}: `{module}.lora_{side}` is of {pair[side].dtype}.",
-                    remedy="Save it in float32, bfloat16 or float16.",
-                )
-            if not torch.isfinite(pair[side]).all():
-                raise AdapterError(
-                    f"{place}: `{module}.lora_{side}` holds NaN or infinite values.", remedy="Train it again."
-                )
-        effect = effect or bool((pair["B"].float() @ pair["A"].float()).any())
-    if not effect or not config["lora_alpha"]:
-        raise AdapterError(f"{place} changes nothing: every update is zero.", remedy="Train it, or leave it out.")
-    return max(_rank(module, config) for module in pairs), tuple(sorted({m.rpartition(".")[2] for m in pairs}))
-
-
-def _rank(module: str, config: Mapping[str, Any]) -> int:
-    """The rank of one layer; patterns match as in PEFT's `get_pattern_key`."""
-    for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return int(rank)
-    return int(config["r"])
-
-
-def _targeted(module: str, targets: object) -> bool:
-    """Whether PEFT would adapt `module`: `targets` is a pattern for the whole name, or a list of last parts."""
-    if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, module) is not None
-    return isinstance(targets, list) and any(module == one or module.endswith(f".{one}") for one in targets)

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from hlo.contracts import EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, ModelError, Overloaded, SettingsError
+from hlo.generation.room import check_room
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
 # Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
@@ -110,7 +111,8 @@ class VllmEngine:
         if adapter.engine_name in self._loras:
             return
         if adapter is not self._options.null:
-            self._check_fits(adapter)
+            loaded = len(self._loras) - (self._options.null is not None)
+            check_room(adapter, self._options, loaded, self._info.max_lora_rank)
         from vllm.lora.request import LoRARequest
 
         request = self._known.get(adapter.engine_name) or LoRARequest(
@@ -225,21 +227,6 @@ class VllmEngine:
         if request is None:  # vLLM would load it now, and die of a bad one with all that is in flight
             raise AdapterError(f"The adapter `{wanted.engine_name}` is not loaded.", remedy="Load it before using it.")
         return request
-
-    def _check_fits(self, adapter: AdapterVersion) -> None:
-        """Refuse what the engine was not started for: vLLM would leave out a layer of another kind without a word."""
-        wrong = ""
-        if adapter.rank > self._info.max_lora_rank:
-            wrong = f"is of rank {adapter.rank}, and the engine was started for {self._info.max_lora_rank} at most"
-        elif others := sorted(set(adapter.modules) - set(self._options.kinds)):
-            wrong = f"adapts {', '.join(others)}, and the engine was started for {', '.join(self._options.kinds)}"
-        elif len(self._loras) - (self._options.null is not None) >= self._options.slots:
-            wrong = f"is one more than the {self._options.slots} that the engine has room for"
-        if wrong:
-            raise AdapterError(
-                f"The adapter `{adapter.name}` {wrong}.",
-                remedy="Restart HLO: it makes room at start; HLO_SPARE_ADAPTERS keeps some for reloads.",
-            )
 
     async def _forget(self, number: int) -> None:
         """Take an adapter out of the engine; a failed load can leave it half-loaded there."""

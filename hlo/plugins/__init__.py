@@ -19,7 +19,7 @@ from hlo.plugins.examples import read_examples
 from hlo.plugins.hooks import Hook, Hooks
 from hlo.records import Offer, Refusal, Specialty
 
-__all__ = ["GROUP", "Discovery", "Hooks", "choose", "discover", "installed", "read_examples"]
+__all__ = ["GROUP", "Discovery", "Hooks", "choose", "discover", "forget", "installed", "read_examples"]
 
 GROUP = "hlo"
 TIMEOUT_S = 20.0
@@ -100,7 +100,7 @@ def discover(
     ]
     kept = sound
     if fresh:
-        _forget(kept)
+        forget(kept)
     modules = [point.module for point in kept]
     failures = trial.run(modules, timeout_s)
     manager = pluggy.PluginManager(GROUP)
@@ -119,11 +119,13 @@ def discover(
     return Discovery(tuple(offers), tuple(refusals), _hooks(manager, [offer.plugin for offer in offers]), off)
 
 
-def _forget(points: Iterable[EntryPoint]) -> None:
-    """Forget the modules of plugins, so that they are imported anew; what has been taken from them lives on."""
+def forget(points: Iterable[EntryPoint]) -> dict[str, ModuleType]:
+    """Forget the modules of plugins' packages, so that they are imported anew; returns what was forgotten, by name.
+
+    What has been taken from them lives on.
+    """
     packages = {point.module.partition(".")[0] for point in points} - {"hlo"}
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
-        del sys.modules[name]
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in packages}
 
 
 def _ask(manager: pluggy.PluginManager, point: EntryPoint) -> Offer:

@@ -11,7 +11,7 @@ from litestar import Litestar
 
 from hlo.assemble import Report, Runtime
 from hlo.catalog import BASE
-from hlo.errors import HLOError, NotReady, UnknownAdapter
+from hlo.errors import HLOError, NotReady
 from hlo.records import AdapterVersion
 from hlo.reload import Reloaded, Reloader
 from hlo.settings import Settings
@@ -49,20 +49,10 @@ class Service:
         """The name of the default adapter of `/generate`."""
         return self._default
 
-    def adapter(self, chosen: str, *, field: str) -> AdapterVersion | None:
-        """The adapter of that name; None for the base model. Raises `UnknownAdapter`."""
-        if chosen == BASE:
-            return None
-        entries = self.runtime.pipeline.catalog.entries
-        if chosen not in entries:
-            raise UnknownAdapter(
-                "No adapter of that name is loaded.", field=field, remedy=f"Loaded: {', '.join([BASE, *entries])}."
-            )
-        return entries[chosen].adapter
-
     def switch(self, name: str, *, field: str) -> tuple[AdapterVersion | None, AdapterVersion | None]:
         """Make `name` the default adapter; returns the new and the previous one. Raises `UnknownAdapter`."""
-        adapter, previous = self.adapter(name, field=field), self.adapter(self._default, field=field)
+        catalog = self.runtime.pipeline.catalog
+        adapter, previous = catalog.adapter(name, field=field), catalog.adapter(self._default, field=field)
         self._default = name
         return adapter, previous
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hlo import assemble, plugins
+from hlo import assemble
 from hlo.contracts import Encoder
 from hlo.records import Finding
 from hlo.settings import Settings
@@ -34,9 +34,7 @@ def hlo_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="session")
 def hlo_encoder(hlo_settings: Settings) -> Encoder:
     """The encoder that the settings name; it embeds each question once in all tests."""
-    chosen, timeout_s = hlo_settings.plugins, hlo_settings.plugin_timeout_s
-    hooks = plugins.discover(plugins.installed(), chosen=chosen, timeout_s=timeout_s).hooks
-    return Remembering(assemble.load_encoder(hlo_settings, hooks))
+    return Remembering(assemble.load_encoder(hlo_settings, assemble.discover(hlo_settings).hooks))
 
 
 @pytest.fixture(scope="session")

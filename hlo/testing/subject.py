@@ -238,12 +238,7 @@ def _code(folder: Path, points: Sequence[EntryPoint]) -> tuple[Path, ...]:
 @contextmanager
 def _importable(subject: Subject) -> Iterator[None]:
     """Put the subject's code before all else on the import path, and undo that, with all that was imported of it."""
-    packages = {point.module.partition(".")[0] for point in subject.points} - {"hlo"}
-
-    def take() -> dict[str, Any]:
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in packages}
-
-    before, path = take(), [str(folder) for folder in subject.code]
+    before, path = plugins.forget(subject.points), [str(folder) for folder in subject.code]
     sys.path[:0] = path
     importlib.invalidate_caches()
     try:
@@ -252,6 +247,6 @@ def _importable(subject: Subject) -> Iterator[None]:
         for folder in path:
             if folder in sys.path:
                 sys.path.remove(folder)
-        take()
+        plugins.forget(subject.points)
         sys.modules.update(before)
         importlib.invalidate_caches()

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hlo.contracts import EngineOptions
 from hlo.errors import AdapterError, ModelError
+from hlo.generation.room import check_room
 from hlo.records import AdapterVersion
 
 
@@ -45,7 +46,7 @@ class Adapters:
         """Load an adapter under a number of its own: PEFT takes no name with a dot in it. Raises `AdapterError`."""
         if adapter.engine_name in self._names:
             return
-        self._check_room(adapter)
+        check_room(adapter, self._options, len(self._names), self._options.rank)
         name = f"adapter{next(self._numbers)}"
         try:
             self._add(adapter.path.resolve(), name)
@@ -63,23 +64,6 @@ class Adapters:
         if name is not None:
             self._remove(name)
         return name
-
-    def _check_room(self, adapter: AdapterVersion) -> None:
-        """The same limits as vLLM's, which makes room when it starts: what fits one engine fits the other."""
-        strange = sorted(set(adapter.modules) - set(self._options.kinds))
-        if len(self._names) >= self._options.slots:
-            wrong = (
-                f"would be number {len(self._names) + 1}; the engine was started with room for {self._options.slots}"
-            )
-        elif adapter.rank > self._options.rank:
-            wrong = f"has rank {adapter.rank}; the engine was started for ranks up to {self._options.rank}"
-        elif strange:
-            wrong = f"touches layers of the kind `{strange[0]}`; the engine was started without adapters on those"
-        else:
-            return
-        raise AdapterError(
-            f"The adapter `{adapter.name}` {wrong}.", remedy="Restart HLO, so that the engine makes room for it."
-        )
 
     def _add(self, folder: Path, name: str) -> None:
         """Put an adapter's weights into the model, all of them. What fails may leave some there."""

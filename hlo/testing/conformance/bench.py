@@ -12,7 +12,6 @@ from msgspec import Struct
 from hlo import assemble, catalog, plugins
 from hlo.contracts import Encoder
 from hlo.errors import HLOError
-from hlo.generation import adapters
 from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
 from hlo.generation.prompting import Tokenizer
@@ -144,21 +143,11 @@ class Bench(Struct, dict=True):
             raise
 
     def _adapter(self, specialty: Specialty) -> tuple[Located, AdapterVersion] | HLOError:
-        settings, model = self.settings, self.model
+        model = self.model
         try:
-            search, hub = assemble.search_path(settings, model), assemble.hub(settings)
-            located = adapters.locate(specialty.adapter, search, hub)
-            version = adapters.check(
-                located,
-                specialty.name,
-                model.linears,
-                model.name,
-                settings.cache_dir.expanduser(),
-                max_rank=settings.max_lora_rank,
-            )
+            return assemble.check_adapter(self.settings, model, specialty, assemble.hub(self.settings))
         except HLOError as error:
             return error
-        return located, version
 
 
 Check = Callable[[Bench], Iterator[Told]]

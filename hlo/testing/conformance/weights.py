@@ -12,8 +12,6 @@ from hlo import assemble
 from hlo.catalog import Catalog, Entry
 from hlo.errors import HLOError, SettingsError
 from hlo.generation import adapters, prompting
-from hlo.generation.effect import check_effect
-from hlo.testing.catchment import all_examples
 from hlo.testing.conformance.bench import Bench, Told, ok, problem, trouble, warning
 
 T = TypeVar("T")
@@ -72,11 +70,8 @@ async def _effects(bench: Bench, found: Catalog) -> list[Told]:
     try:
         by = f"{engine.info.engine} {engine.info.version}"
         for name, entry in found.entries.items():
-            question = next(iter(all_examples(entry.specialty)), entry.specialty.title)
             try:
-                prompt = prompting.build(question, entry.specialty.template, bench.tokenizer, entry.adapter)
-                await engine.load(entry.adapter)
-                most = await check_effect(engine, prompt)
+                most = await assemble.show_effect(entry, engine, bench.tokenizer)
             except HLOError as error:
                 told.append(trouble(f"`{name}`: {error.message}", error.remedy))
             else:
