@@ -23,6 +23,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = ("hypothesis>=6.100,<7", "peft>=0.17,<1", "psutil>=6", "pytest>=8.3,<10", "pytest-asyncio>=0.25,<2")
+BENCHMARKS = ("ask", "red_flags", "routing", "switch")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 
@@ -66,9 +67,24 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure: `-- ask`, `-- switch`, … as in benchmarks/; each prints a table and writes JSON to benchmarks/out/."""
     _install(session, "psutil>=6")
-    names = session.posargs or sorted(path.stem for path in Path("benchmarks").glob("*.py") if path.stem != "__init__")
+    names = session.posargs or BENCHMARKS
+    environment = {}
+    if "routing" in names:
+        session.install(".[export]")
+        environment["PEER_PYTHON"] = _peer(session)
     for name in names:
-        session.run("python", "-m", f"benchmarks.{name}")
+        session.run("python", "-m", f"benchmarks.{name}", env=environment)
+
+
+def _peer(session: nox.Session) -> str:
+    """The Python of an environment of its own with semantic-router, whose requirements do not go with vLLM's."""
+    folder = Path(session.virtualenv.location).with_name("peer")
+    python = str(folder / "bin" / "python")
+    session.run("python", "-m", "venv", str(folder))
+    index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX) else []
+    for requirements in ([TORCH], ["semantic-router==1.1.1", "transformers>=5,<6"]):
+        session.run(python, "-m", "pip", "install", "-q", *requirements, *index, external=True)
+    return python
 
 
 def _install(session: nox.Session, *requirements: str) -> None:
@@ -77,7 +93,7 @@ def _install(session: nox.Session, *requirements: str) -> None:
     editable = [part for path in PLUGINS for part in ("-e", path)]
     # torch first and by itself: left to the others, pip may take a build with gigabytes of CUDA.
     session.install(TORCH, *index)
-    session.install("-e", ".[cpu,offline,otel]", *editable, *requirements, *index)
+    session.install("-e", ".[cpu,export,offline,otel]", *editable, *requirements, *index)
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED, silent=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from hlo import catalog, plugins
 from hlo.catalog import Catalog, Entry
 from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
 from hlo.edition import Edition
-from hlo.errors import HLOError, PluginError, SettingsError
+from hlo.errors import CalibrationError, HLOError, PluginError, SettingsError
 from hlo.generation import adapters, base_model, prompting
 from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
@@ -26,12 +26,13 @@ from hlo.pipeline import Pipeline, Policy
 from hlo.plugins import Discovery, Hooks
 from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Specialty
-from hlo.routing import prototypes
+from hlo.routing import background, bank, calibration, encoders
+from hlo.routing.background import Background
+from hlo.routing.bank import Bank, Group
 from hlo.routing.batching import BatchingEncoder
 from hlo.routing.cache import CachedEncoder
-from hlo.routing.decision import Thresholds
-from hlo.routing.prototypes import Prototypes
-from hlo.routing.router import Router
+from hlo.routing.decision import Scale, Thresholds
+from hlo.routing.router import Basis, Router
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
 from hlo.telemetry.tracing import Tracing
@@ -48,6 +49,7 @@ class Runtime(Struct, frozen=True):
     settings: Settings
     model: BaseModel
     encoder: BatchingEncoder
+    background: Background
     tokenizer: Tokenizer
     pipeline: Pipeline
     metrics: Metrics
@@ -73,8 +75,8 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
     tokenizer = await asyncio.to_thread(load_tokenizer, model)
     specialties = [entry.specialty for entry in found.entries.values()]
-    engine, (vectors, unroutable) = await _both(
-        start_engine(settings, model, found, hooks), embed(settings, specialties, encoder)
+    engine, (groups, unroutable, others) = await _both(
+        start_engine(settings, model, found, hooks), _embed_all(settings, specialties, encoder)
     )
     try:
         found = catalog.keep(found, unroutable)
@@ -84,12 +86,11 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     except BaseException:
         await engine.close()
         raise
-    edition = make_edition(
-        settings, found, encoder, vectors, HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
-    )
+    calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
+    edition = make_edition(settings, found, encoder, groups, others, calls)
     announce(found, metrics)
     pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing)
-    return Runtime(settings, model, encoder, tokenizer, pipeline, metrics, tracing)
+    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing)
 
 
 async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
@@ -99,8 +100,8 @@ async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
     """
     declared, hooks = await asyncio.to_thread(declarations, settings)
     encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
-    vectors, _ = await embed(settings, declared, encoder)
-    return Router(encoder, vectors, thresholds(settings)), encoder
+    groups, _, others = await _embed_all(settings, declared, encoder)
+    return make_router(settings, encoder, groups, others), encoder
 
 
 def discover(settings: Settings, *, fresh: bool = False) -> Discovery:
@@ -191,13 +192,12 @@ def check_adapter(
 
 
 def load_encoder(settings: Settings, hooks: Hooks) -> Encoder:
-    """A plugin's encoder, or a sentence encoder. Raises `EncoderError` or `PluginError`."""
+    """A plugin's encoder, the embedded one, or a sentence encoder. Raises `EncoderError` or `PluginError`."""
     offered = hooks.find_encoder(settings.encoder)
     if offered is not None:
         return offered
-    from hlo.routing.sentence_encoder import SentenceEncoder
-
-    return SentenceEncoder.load(settings.encoder, settings.encoder_threads, hub(settings))
+    own = base_model.embedded_root() / "models" / "hlo-encoder"
+    return encoders.load(settings.encoder, settings.encoder_threads, hub(settings), embedded=own)
 
 
 def load_tokenizer(model: BaseModel) -> Tokenizer:
@@ -209,31 +209,74 @@ def load_tokenizer(model: BaseModel) -> Tokenizer:
 
 async def embed(
     settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder
-) -> tuple[Prototypes, Mapping[str, HLOError]]:
-    """Every specialty's prototype, and what is wrong with those that can have none."""
-    pairs, errors = [], {}
-    blocking = CachedEncoder(encoder.blocking(), settings.cache_dir.expanduser() / "embeddings")
+) -> tuple[tuple[Group, ...], Mapping[str, HLOError]]:
+    """Every specialty's examples, embedded, and what is wrong with those that can not be."""
+    groups, errors = [], {}
+    blocking = _cached(settings, encoder)
     for specialty in specialties:
         try:
-            vector = await asyncio.to_thread(prototypes.prototype, specialty, blocking)
+            groups.append(await asyncio.to_thread(bank.group, specialty, blocking))
         except HLOError as error:
             errors[specialty.name] = error
-        else:
-            pairs.append((specialty.name, vector))
-    return prototypes.stack(pairs, encoder.encoder.dimension), errors
+    return tuple(groups), errors
+
+
+async def embed_background(settings: Settings, encoder: BatchingEncoder) -> Background:
+    """What no specialty answers, embedded; empty where the settings leave it out. Raises `EncoderError`."""
+    if not settings.background:
+        return Background()
+    return await asyncio.to_thread(Background.load, _cached(settings, encoder))
 
 
 def thresholds(settings: Settings) -> Thresholds:
     """Where routing decisions change."""
-    return Thresholds(settings.min_score, settings.min_margin)
+    return Thresholds(settings.min_in_scope, settings.min_probability)
+
+
+def make_router(settings: Settings, encoder: BatchingEncoder, groups: Sequence[Group], others: Background) -> Router:
+    """A router among `groups`, with those `others` behind them that they do not cover.
+
+    A calibration that was made for another encoder or other specialties is not used: the router says so, and has the
+    thresholds of the settings. In production it is an error. Raises `CalibrationError`.
+    """
+    among = Bank.of(groups, background.uncovered(others, groups), dimension=encoder.encoder.dimension)
+    plain = Router(encoder, among, Scale(), thresholds(settings), others.follow_ups)
+    if settings.calibration is None:
+        return plain
+    made = calibration.load(settings.calibration)
+    reason = calibration.check(made, encoder.encoder.fingerprint, plain.digests, plain.background_digest)
+    if reason is None:
+        basis = Basis("calibration", made.made, made.tolerated_error, made.confidence)
+        return Router(encoder, among, made.scale, made.thresholds, others.follow_ups, basis)
+    remedy = "Make another with `hlo route calibrate`, or unset HLO_CALIBRATION."
+    if settings.mode == "production":
+        raise CalibrationError(f"The calibration `{settings.calibration}` does not hold. {reason}", remedy=remedy)
+    logger.warning("refused the calibration %s: %s %s", settings.calibration, reason, remedy)
+    return Router(encoder, among, Scale(), thresholds(settings), others.follow_ups, Basis(refused=reason))
 
 
 def make_edition(
-    settings: Settings, found: Catalog, encoder: BatchingEncoder, vectors: Prototypes, calls: HookCalls
+    settings: Settings,
+    found: Catalog,
+    encoder: BatchingEncoder,
+    groups: Sequence[Group],
+    others: Background,
+    calls: HookCalls,
 ) -> Edition:
     """An edition of the specialties that are served."""
-    router = Router(encoder, prototypes.only(vectors, tuple(found.entries)), thresholds(settings))
-    return Edition(found, router, calls)
+    return Edition(found, make_router(settings, encoder, bank.only(groups, tuple(found.entries)), others), calls)
+
+
+async def _embed_all(
+    settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder
+) -> tuple[tuple[Group, ...], Mapping[str, HLOError], Background]:
+    """The specialties' groups, what is wrong with the others, and the background."""
+    groups, errors = await embed(settings, specialties, encoder)
+    return groups, errors, await embed_background(settings, encoder)
+
+
+def _cached(settings: Settings, encoder: BatchingEncoder) -> Encoder:
+    return CachedEncoder(encoder.blocking(), settings.cache_dir.expanduser() / "embeddings")
 
 
 def find_engine(settings: Settings, hooks: Hooks) -> StartEngine:
@@ -332,7 +375,7 @@ async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> HLOError |
 def policy(settings: Settings) -> Policy:
     """The operator's decisions about questions."""
     return Policy(
-        answer_ambiguous=settings.ambiguous == "first",
+        ambiguous=settings.ambiguous,
         answer_out_of_scope=settings.out_of_scope == "base",
         max_question_chars=settings.max_question_chars,
     )

@@ -14,6 +14,7 @@ HLOError
 ├── AdapterError           an adapter's files can not be used with this base model
 ├── ModelError             the base model can not be found or read
 ├── EncoderError           the encoder can not be loaded, or failed
+├── CalibrationError       routing can not be calibrated with these questions, or a calibration can not be used
 └── EngineError            the engine failed
     ├── NotReady           the engine is still starting, or shutting down
     ├── Overloaded         the engine's queue is full
@@ -91,6 +92,10 @@ class ModelError(HLOError):
 
 class EncoderError(HLOError):
     """The encoder can not be loaded, or failed."""
+
+
+class CalibrationError(HLOError):
+    """Routing can not be calibrated with these questions, or a calibration can not be used."""
 
 
 class EngineError(HLOError):

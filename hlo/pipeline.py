@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Literal
 
 from msgspec import Struct
 from opentelemetry.context import Context
@@ -45,7 +46,7 @@ _BASE_TEMPLATE = "{{ question }}"
 class Policy(Struct, frozen=True):
     """What the operator decided about questions. Lengths are in characters."""
 
-    answer_ambiguous: bool = True
+    ambiguous: Literal["first", "base", "ask"] = "first"
     answer_out_of_scope: bool = True
     max_question_chars: int = 4000
 
@@ -92,17 +93,16 @@ class Pipeline:
             ):
                 within = tracing.inside(span)
                 self._check(question.text, "$.question")
+                for number, turn in enumerate(question.turns):
+                    self._check(turn.question, f"$.turns[{number}].question")
                 screened = await self._screen(question, edition, within)
                 route = await self._route(question, screened, edition, within)
                 routed = time.perf_counter()
                 entry = self._specialist(route, edition)
-                label = entry.specialty.name if entry else BASE
+                asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
+                label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
                 span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
-                prompt = self._prompt(question.text, entry)
-                sampling = entry.specialty.sampling if entry else Sampling()
-                sampling = prompting.fit(
-                    prompt, sampling.override(question.sampling), self.engine.info.max_model_len, field="$.question"
-                )
+                prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
                 yield route
 
@@ -112,7 +112,8 @@ class Pipeline:
                 with self._tracing.span("hlo.generate", within) as generating:
                     if prompt.adapter:
                         generating.set_attribute("hlo.adapter", prompt.adapter.engine_name)
-                    async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+                    source = _which(route, edition) if asks_back else self.engine.generate(prompt, sampling)
+                    async with aclosing(source) as deltas:
                         async for delta in deltas:
                             first = first or time.perf_counter()
                             text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
@@ -213,7 +214,7 @@ class Pipeline:
             return pinned
         with self._tracing.span("hlo.route", within) as span:
             clock = time.perf_counter()
-            route = await edition.router.route(question.text)
+            route = await edition.router.route(question.text, [turn.question for turn in question.turns])
             self._metrics.routed(time.perf_counter() - clock)
             span.set_attributes({"hlo.route.status": route.status, "hlo.route.margin": route.margin})
             return route
@@ -225,14 +226,27 @@ class Pipeline:
                 "No installed specialty covers this question.",
                 remedy="Pin a specialty, install one that covers it, or set HLO_OUT_OF_SCOPE=base.",
             )
-        if route.specialty is None or (route.status == "ambiguous" and not self._policy.answer_ambiguous):
+        if route.specialty is None or (route.status == "ambiguous" and self._policy.ambiguous != "first"):
             return None
         return edition.catalog.entries[route.specialty]
 
-    def _prompt(self, text: str, entry: Entry | None) -> Prompt:
-        if entry is None:
-            return prompting.build(text, _BASE_TEMPLATE, self._tokenizer, None)
-        return prompting.build(text, entry.specialty.template, self._tokenizer, entry.adapter)
+    def _prompt(self, question: Question, entry: Entry | None) -> tuple[Prompt, Sampling]:
+        """The prompt, with as much of the conversation as leaves room for the answer. Raises `PromptTooLong`."""
+        template, adapter, sampling = _BASE_TEMPLATE, None, Sampling()
+        if entry is not None:
+            template, adapter, sampling = entry.specialty.template, entry.adapter, entry.specialty.sampling
+        sampling = sampling.override(question.sampling)
+        most = self.engine.info.max_model_len
+        room = max(most - sampling.max_tokens, most // 2)
+        prompt = prompting.build_within(room, question.text, template, self._tokenizer, adapter, question.turns)
+        return prompt, prompting.fit(prompt, sampling, most, field="$.question")
+
+
+async def _which(route: Route, edition: Edition) -> AsyncGenerator[Delta, None]:
+    """The question back: which of the candidates was meant."""
+    titles = [edition.catalog.entries[name].specialty.title for name in route.candidates]
+    text = f"Your question could be one for {', '.join(titles[:-1])} or {titles[-1]}. Which do you mean?"
+    yield Delta(text, (), "stop")
 
 
 def _pinned(screened: Screenings) -> Route | None:

@@ -53,12 +53,20 @@ class SamplingOverrides(Struct, frozen=True):
     stop: tuple[str, ...] | None = None
 
 
+class Turn(Struct, frozen=True):
+    """An earlier turn of a conversation: what the user asked, and what was answered, where that is known."""
+
+    question: str
+    answer: str = ""
+
+
 class Question(Struct, frozen=True):
-    """What the user asked. `specialty` pins a specialty by name and skips routing."""
+    """What the user asked, and the `turns` before it, oldest first. `specialty` pins a specialty and skips routing."""
 
     text: str
     specialty: str | None = None
     sampling: SamplingOverrides = SamplingOverrides()
+    turns: tuple[Turn, ...] = ()
 
 
 class Adapter(Struct, frozen=True):
@@ -109,7 +117,7 @@ class Specialty(Struct, frozen=True):
     """What a plugin offers: who answers (adapter), how it is asked (template), and which questions are its own.
 
     `template` is sandboxed Jinja over `question`. `examples` maps a part (`patients`, `clinical`, …) to example
-    questions; each part weighs the same in the specialty's prototype, however many examples it has.
+    questions, the parts for people to read: to the router each example counts the same.
     """
 
     name: str
@@ -145,17 +153,20 @@ class Refusal(Struct, frozen=True):
 
 
 class Score(Struct, frozen=True):
-    """How close a question came to one specialty: cosine similarity, in [-1, 1]."""
+    """How close a question came to one specialty, on the scale of a cosine, and the probability that this one fits."""
 
     specialty: str
     score: float
+    probability: float = 0.0
 
 
 class Route(Struct, frozen=True):
-    """The router's decision with all scores, best first. `specialty` is None only when the question is out of scope.
+    """The router's decision with the scores of the nearest specialties, best first.
 
-    `margin` is the lead of the best specialty over the second (the best score itself where there is no second).
-    A pinned route was asked for by name, and nothing was scored: `pinned_by` is `request`, or the name of the plugin
+    `specialty` is None only when the question is out of scope. `margin` is the lead of the best score over the second
+    (the best score itself where there is no second). `out_of_scope` is the probability that no specialty fits; it and
+    the scores' probabilities sum to 1. `candidates` are the specialties between which an ambiguous question lies. A
+    pinned route was asked for by name, and nothing was scored: `pinned_by` is `request`, or the name of the plugin
     whose `hlo_question` asked for it.
     """
 
@@ -163,6 +174,8 @@ class Route(Struct, frozen=True):
     specialty: str | None
     scores: tuple[Score, ...] = ()
     margin: float = 0.0
+    out_of_scope: float = 0.0
+    candidates: tuple[str, ...] = ()
     pinned_by: str | None = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -15,8 +15,8 @@ from hlo.edition import Edition
 from hlo.errors import AdapterError, HLOError
 from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Refusal
-from hlo.routing import prototypes
-from hlo.routing.prototypes import Prototypes
+from hlo.routing import bank
+from hlo.routing.bank import Group
 
 logger = logging.getLogger("hlo")
 
@@ -75,7 +75,7 @@ class Reloader:
         runtime, settings = self._runtime, self._runtime.settings
         old = runtime.pipeline.edition
         found, hooks = await asyncio.to_thread(assemble.collect, settings, runtime.model, fresh=True)
-        vectors, unroutable = await self._embed(found, old)
+        groups, unroutable = await self._embed(found, old)
         found = catalog.keep(found, unroutable)
         calls = HookCalls(hooks, settings.question_timeout_s, runtime.metrics.hook_failed)
         # Reads the metadata of all packages: not on the event loop, where answers wait, and not for each specialty.
@@ -97,7 +97,7 @@ class Reloader:
             before = runtime.pipeline.edition
             now = Catalog(dict(sorted(served.items())), tuple(refusals), found.off)
             runtime.pipeline.edition = assemble.make_edition(
-                settings, now, runtime.encoder, _vectors(now, found, vectors, old), calls
+                settings, now, runtime.encoder, _groups(now, found, groups, old), runtime.background, calls
             )
             if not pending:
                 break
@@ -113,13 +113,13 @@ class Reloader:
         """Whether the engine has yet to load an entry's adapter."""
         return entry.adapter.engine_name not in _versions(self._runtime.pipeline.catalog)
 
-    async def _embed(self, found: Catalog, old: Edition) -> tuple[Prototypes, dict[str, HLOError]]:
-        """The prototypes of what was found; those of specialties whose examples have not changed are known."""
+    async def _embed(self, found: Catalog, old: Edition) -> tuple[tuple[Group, ...], dict[str, HLOError]]:
+        """The examples of what was found, embedded; those that have not changed are known."""
         same = {name for name, entry in found.entries.items() if _same_examples(entry, old.catalog.entries.get(name))}
         others = [entry.specialty for name, entry in found.entries.items() if name not in same]
-        known = prototypes.only(old.router.prototypes, same)
+        known = bank.only(old.router.bank.specialties, same)
         fresh, errors = await assemble.embed(self._runtime.settings, others, self._runtime.encoder)
-        return prototypes.join(known, fresh), dict(errors)
+        return known + fresh, dict(errors)
 
     async def _leave(self, old: Edition) -> None:
         """Wait until nobody uses `old`; take out of the engine what only it had, and stop its hooks."""
@@ -151,12 +151,10 @@ def _same_examples(entry: Entry, before: Entry | None) -> bool:
     return entry.specialty.examples == before.specialty.examples
 
 
-def _vectors(now: Catalog, found: Catalog, vectors: Prototypes, old: Edition) -> Prototypes:
-    """The prototype of each entry that is served: from its own examples, be they new or old."""
+def _groups(now: Catalog, found: Catalog, groups: Sequence[Group], old: Edition) -> tuple[Group, ...]:
+    """The group of each entry that is served: from its own examples, be they new or old."""
     new = {name for name, entry in now.entries.items() if entry is found.entries.get(name)}
-    return prototypes.join(
-        prototypes.only(vectors, new), prototypes.only(old.router.prototypes, now.entries.keys() - new)
-    )
+    return bank.only(groups, new) + bank.only(old.router.bank.specialties, now.entries.keys() - new)
 
 
 def _no_room(entry: Entry) -> Refusal:

@@ -106,13 +106,29 @@ class Settings(BaseSettings):
 
     # Routing
     encoder: str = Field(
-        default="sentence-transformers/all-MiniLM-L6-v2", description="Sentence encoder: a hub's name or a folder."
+        default="", description="Sentence encoder: a hub's name or a folder. Empty: the one that comes with HLO."
     )
     encoder_batch: int = Field(default=32, ge=1, description="Most questions encoded in one batch.")
     encoder_threads: int = Field(default=1, ge=1, description="CPU threads of the encoder.")
-    min_score: float = Field(default=0.27, ge=-1, le=1, description="A best score below this is out of scope.")
-    min_margin: float = Field(default=0.02, ge=0, le=2, description="A lead smaller than this is ambiguous.")
-    ambiguous: Literal["first", "base"] = Field(default="first", description="Who answers an ambiguous question.")
+    background: bool = Field(
+        default=True, description="Compare questions with what no specialty answers, too, to know them as out of scope."
+    )
+    min_in_scope: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="A question that fits any specialty with less probability is out of scope.",
+    )
+    min_probability: float = Field(
+        default=0.5, ge=0, le=1, description="A question whose best specialty fits with less probability is ambiguous."
+    )
+    calibration: Path | None = Field(
+        default=None, description="What `hlo route calibrate` wrote; its thresholds come before the two above."
+    )
+    ambiguous: Literal["first", "base", "ask"] = Field(
+        default="first",
+        description="Who answers an ambiguous question: the best specialty, the base model, or a question back.",
+    )
     out_of_scope: Literal["base", "refuse"] = Field(
         default="base", description="Answer out-of-scope questions with the base model, or refuse them."
     )

@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,11 @@ from hlo.pipeline import Pipeline, Policy
 from hlo.plugins import Hooks
 from hlo.plugins.calls import HookCalls
 from hlo.records import Adapter, AdapterVersion, Refusal, Sampling, Specialty
-from hlo.routing import prototypes
+from hlo.routing import bank
+from hlo.routing.background import Background
+from hlo.routing.bank import Bank, Group
 from hlo.routing.batching import BatchingEncoder
-from hlo.routing.decision import Thresholds
+from hlo.routing.decision import Scale, Thresholds
 from hlo.routing.router import Router
 from hlo.telemetry.metrics import Metrics
 from hlo.telemetry.tracing import Tracing
@@ -45,6 +47,10 @@ EXAMPLES = {
     "neurology": ("brain headache seizure", "numb nerve brain"),
     "oncology": ("tumor cancer lump", "chemotherapy cancer"),
 }
+# Fits the fakes' encoder, to which questions that share no word are orthogonal: "valve numb" is ambiguous, and what
+# shares no word with an example is out of scope.
+SCALE = Scale(gain=1.2, handicap=0.0, floor=0.15)
+THRESHOLDS = Thresholds(min_in_scope=0.15, min_probability=0.9)
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}[INST] {{ message['content'] | trim }}[/INST]{% endfor %}"
 
 
@@ -65,7 +71,9 @@ class Parts:
 
         model = BaseModel("echo", Path("echo"), {}, {}, 0, embedded=False)
         tokenizer = CharacterTokenizer()
-        return Runtime(settings, model, self.encoder, tokenizer, self.pipeline, self.metrics, self.tracing)
+        return Runtime(
+            settings, model, self.encoder, Background(), tokenizer, self.pipeline, self.metrics, self.tracing
+        )
 
 
 class MakeParts(Protocol):
@@ -78,7 +86,10 @@ class MakeParts(Protocol):
         encoder: Encoder | None = None,
         metrics: Metrics | None = None,
         policy: Policy = ...,
+        scale: Scale = ...,
         thresholds: Thresholds = ...,
+        background: Sequence[Group] = ...,
+        follow_ups: Group | None = None,
         tracing: Tracing | None = None,
         sampling: Sampling = ...,
         hooks: Hooks = ...,
@@ -155,7 +166,10 @@ def make_parts() -> Iterator[MakeParts]:
             encoder: Encoder | None = None,
             metrics: Metrics | None = None,
             policy: Policy = Policy(),  # noqa: B008 - frozen
-            thresholds: Thresholds = Thresholds(0.1, 0.05),  # noqa: B008 - frozen
+            scale: Scale = SCALE,
+            thresholds: Thresholds = THRESHOLDS,
+            background: Sequence[Group] = (),
+            follow_ups: Group | None = None,
             tracing: Tracing | None = None,
             sampling: Sampling = Sampling(),  # noqa: B008 - frozen
             hooks: Hooks = Hooks(),  # noqa: B008 - frozen
@@ -177,10 +191,14 @@ def make_parts() -> Iterator[MakeParts]:
                 entries[name] = Entry(specialty, adapter, f"plugin-{name}", f"hlo-{name}", "1.2.3")
                 engine.loaded[adapter.engine_name] = adapter
             catalog = Catalog(entries, (Refusal("plugin-broken", "broken", "It is broken.", "Mend it."),))
-            pairs = [(name, prototypes.prototype(entry.specialty, encoder)) for name, entry in entries.items()]
+            among = Bank.of(
+                [bank.group(entry.specialty, encoder) for entry in entries.values()],
+                background,
+                dimension=encoder.dimension,
+            )
             batching = BatchingEncoder(encoder, 32)
             stack.callback(batching.close)
-            router = Router(batching, prototypes.stack(pairs, encoder.dimension), thresholds)
+            router = Router(batching, among, scale, thresholds, follow_ups)
             calls = HookCalls(hooks, hook_timeout_s, metrics.hook_failed)
             stack.callback(calls.close, 30)
             pipeline = Pipeline(Edition(catalog, router, calls), CharacterTokenizer(), engine, policy, metrics, tracing)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from hlo import assemble
 from hlo.catalog import Catalog, Entry
-from hlo.errors import AdapterError, EncoderError, EngineDead, ModelError, SettingsError
+from hlo.errors import AdapterError, CalibrationError, EncoderError, EngineDead, ModelError, SettingsError
 from hlo.generation import adapters, base_model
 from hlo.generation.transformers_engine import TransformersEngine
 from hlo.generation.vllm_engine import VllmEngine
@@ -21,8 +23,14 @@ from hlo.plugins import Hooks
 from hlo.plugins.calls import HookCalls
 from hlo.plugins.hooks import Hook
 from hlo.records import Adapter, AdapterVersion, Embeddings, Prompt, Specialty
-from hlo.routing import prototypes
+from hlo.routing import background, bank, calibration
+from hlo.routing.background import Background
 from hlo.routing.batching import BatchingEncoder
+from hlo.routing.calibration import Calibration, Counts, Results
+from hlo.routing.decision import Scale, Thresholds
+from hlo.routing.evaluation import BINS
+from hlo.routing.intervals import Share
+from hlo.routing.router import Router
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
 from hlo.testing import CharacterTokenizer, EchoEngine, HashingEncoder
@@ -137,41 +145,63 @@ def encoder() -> Iterator[BatchingEncoder]:
 
 
 async def test_embedding_tells_who_can_not_be_routed(encoder: BatchingEncoder, tmp_path: Path) -> None:
-    """Specialties that can be embedded have prototypes, and each of the others its error, whatever is wrong with it."""
+    """Specialties that can be embedded have groups, and each of the others its error, whatever is wrong with it."""
     good = specialty("good", examples={"p": ("heart",)})
     foreign = specialty("foreign", embeddings=Embeddings("other", {"p": [[1.0] * 256]}))
     ragged = specialty("ragged", embeddings=Embeddings("hashing-256", {"p": [[1.0] * 256, [1.0]]}))
-    vectors, errors = await assemble.embed(Settings(cache_dir=tmp_path), [foreign, good, ragged], encoder)
-    assert vectors.names == ("good",)
-    assert vectors.vectors.shape == (1, 256)
+    groups, errors = await assemble.embed(Settings(cache_dir=tmp_path), [foreign, good, ragged], encoder)
+    assert [(group.name, group.examples.shape, group.texts) for group in groups] == [("good", (1, 256), ("heart",))]
     assert set(errors) == {"foreign", "ragged"}
 
 
 async def test_embedding_in_batches_gives_what_embedding_at_once_gives(
     encoder: BatchingEncoder, tmp_path: Path
 ) -> None:
-    """Examples are embedded in batches, between which questions have their turn, and the prototype is the same."""
+    """Examples are embedded in batches, between which questions have their turn, and their vectors are the same."""
     many = specialty("many", examples={"p": ("heart", "pulse", "chest pain", "valve", "artery"), "c": ("vein",)})
-    vectors, _ = await assemble.embed(Settings(cache_dir=tmp_path), [many], encoder)
-    assert np.allclose(vectors.vectors[0], prototypes.prototype(many, HashingEncoder()), atol=1e-6)
+    ((found,), _) = await assemble.embed(Settings(cache_dir=tmp_path), [many], encoder)
+    at_once = bank.group(many, HashingEncoder())
+    np.testing.assert_allclose(found.examples, at_once.examples, atol=1e-6)
+    assert (found.texts, found.digest) == (at_once.texts, at_once.digest)
 
 
 async def test_no_specialty_at_all_can_be_embedded(encoder: BatchingEncoder, tmp_path: Path) -> None:
-    """Without any specialty there are no prototypes, and that is no error."""
-    vectors, errors = await assemble.embed(Settings(cache_dir=tmp_path), [], encoder)
-    assert (vectors.names, vectors.vectors.shape, errors) == ((), (0, 256), {})
+    """Without any specialty there are no groups, and that is no error."""
+    assert await assemble.embed(Settings(cache_dir=tmp_path), [], encoder) == ((), {})
 
 
 async def test_an_edition_routes_to_what_is_served(encoder: BatchingEncoder, tmp_path: Path) -> None:
     """An edition routes over the specialties that are served, with the operator's thresholds."""
     offered = [specialty(name, examples={"p": (name,)}) for name in ("heart", "brain")]
-    vectors, _ = await assemble.embed(Settings(cache_dir=tmp_path), offered, encoder)
+    groups, _ = await assemble.embed(Settings(cache_dir=tmp_path), offered, encoder)
     calls = HookCalls(Hooks(), 1, Metrics().hook_failed)
     served = Catalog({"heart": entry("heart", "1" * 64)}, ())
-    edition = assemble.make_edition(Settings(min_score=0.9), served, encoder, vectors, calls)
-    routes = await edition.router.route_many(["heart", "brain", "heart pain"])
+    strict, lenient = (
+        assemble.make_edition(Settings(min_in_scope=least), served, encoder, groups, Background(), calls)
+        for least in (0.999999, 0.5)
+    )
+    asked = ["heart", "brain", "heart attack pain cough"]
+    routes = await strict.router.route_many(asked)
     assert [route.specialty for route in routes] == ["heart", None, None]
     assert [len(route.scores) for route in routes] == [1, 1, 1]
+    assert [route.specialty for route in await lenient.router.route_many(asked)] == ["heart", None, "heart"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_the_background_is_the_operators_choice(wanted: bool, encoder: BatchingEncoder, tmp_path: Path) -> None:
+    """The background is embedded and stands behind the router, unless the operator leaves it out."""
+    settings = Settings(background=wanted, cache_dir=tmp_path)
+    others = await assemble.embed_background(settings, encoder)
+    offered = [specialty("dentistry", examples={"p": ("tooth",)})]
+    groups, _ = await assemble.embed(settings, offered, encoder)
+    router = assemble.make_router(settings, encoder, groups, others)
+    assert (others.follow_ups is not None) == bool(others.groups) == wanted
+    behind = {group.name: group.digest for group in router.bank.background}
+    assert behind == {group.name: group.digest for group in background.uncovered(others, groups)}
+    assert bool(router.bank.background) == wanted
+    assert "dentistry" not in behind
+    (found,) = await router.compare(["tooth"])
+    assert (found.background is not None) == wanted
 
 
 def entry(name: str, sha256: str, **fields: Any) -> Entry:
@@ -236,9 +266,10 @@ async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Policy(True, True, 4000)),
-        ({"ambiguous": "base"}, Policy(False, True, 4000)),
-        ({"out_of_scope": "refuse", "max_question_chars": 7}, Policy(True, False, 7)),
+        ({}, Policy("first", True, 4000)),
+        ({"ambiguous": "base"}, Policy("base", True, 4000)),
+        ({"ambiguous": "ask"}, Policy("ask", True, 4000)),
+        ({"out_of_scope": "refuse", "max_question_chars": 7}, Policy("first", False, 7)),
     ],
 )
 def test_the_policy_is_the_operators(changes: dict[str, Any], expected: Policy) -> None:
@@ -339,3 +370,68 @@ async def test_an_engine_does_not_outlive_a_failed_start(
     with pytest.raises(ZeroDivisionError):
         await assemble.assemble(settings, Metrics(), lambda stage: None)
     assert engine.closed
+
+
+def calibrated(router: Router, encoder: BatchingEncoder, folder: Path, **changes: Any) -> Path:
+    """A calibration's file that fits the router, but for what `changes` says."""
+    nothing = Share(0, 0, None, 0.0, 1.0)
+    specialties: dict[str, str] = changes.get("specialties", dict(router.digests))
+    made = Calibration(
+        format=calibration.FORMAT,
+        made=date(2026, 1, 2),
+        encoder=encoder.encoder.name,
+        fingerprint=encoder.encoder.fingerprint,
+        specialties=specialties,
+        background=router.background_digest,
+        scale=Scale(2.0, 0.0, 0.25),
+        thresholds=Thresholds(0.125, 0.75),
+        tolerated_error=0.05,
+        confidence=0.95,
+        tolerated_rejection=0.1,
+        counts=Counts(1, 1, 1),
+        results=Results(nothing, nothing, 1.0, nothing, nothing, nothing),
+        histograms=dict.fromkeys(specialties, (0,) * BINS),
+    )
+    file = folder / "calibration.json"
+    calibration.save(msgspec.structs.replace(made, **changes), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"fingerprint": "another"}, "`another`"),
+        ({"specialties": {}}, "`heart` new"),
+        ({"specialties": {"heart": "0" * 64}}, "`heart` changed"),
+        ({"background": "0" * 64}, "background"),
+    ],
+    ids=["holds", "encoder", "new", "changed", "background"],
+)
+async def test_a_calibration_holds_for_what_it_was_made_with(
+    encoder: BatchingEncoder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, Any],
+    told: str | None,
+) -> None:
+    """A calibration of another encoder or other specialties is refused with its reason, and in production an error."""
+    settings = Settings(cache_dir=tmp_path, min_probability=0.25)
+    groups, _ = await assemble.embed(settings, [specialty("heart", examples={"p": ("heart",)})], encoder)
+    plain = assemble.make_router(settings, encoder, groups, Background())
+    assert (plain.basis.kind, plain.thresholds.min_probability) == ("settings", 0.25)
+    file = calibrated(plain, encoder, tmp_path, **changes)
+    settings = Settings(cache_dir=tmp_path, min_probability=0.25, calibration=file)
+    router = assemble.make_router(settings, encoder, groups, Background())
+    strict = Settings(cache_dir=tmp_path, calibration=file, mode="production")
+    if told is None:
+        assert router.thresholds == assemble.make_router(strict, encoder, groups, Background()).thresholds
+        assert (router.thresholds, router.scale) == (Thresholds(0.125, 0.75), Scale(2.0, 0.0, 0.25))
+        assert (router.basis.kind, router.basis.tolerated_error, router.basis.refused) == ("calibration", 0.05, None)
+        return
+    assert router.thresholds.min_probability == 0.25
+    assert told in str(router.basis.refused)
+    assert told in caplog.text
+    with pytest.raises(CalibrationError, match="does not hold") as caught:
+        assemble.make_router(strict, encoder, groups, Background())
+    assert "hlo route calibrate" in caught.value.remedy

@@ -9,6 +9,7 @@ import pytest
 from hlo.contracts import Encoder, Engine
 from hlo.generation.transformers_engine import TransformersEngine
 from hlo.generation.vllm_engine import VllmEngine
+from hlo.routing.onnx_encoder import OnnxEncoder
 from hlo.routing.sentence_encoder import SentenceEncoder
 from hlo.testing import EchoEngine, HashingEncoder
 
@@ -17,6 +18,7 @@ from hlo.testing import EchoEngine, HashingEncoder
     ("protocol", "kept_by"),
     [
         (Encoder, SentenceEncoder),
+        (Encoder, OnnxEncoder),
         (Encoder, HashingEncoder),
         (Engine, VllmEngine),
         (Engine, TransformersEngine),

@@ -38,6 +38,9 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "opentelemetry.sdk": "telemetry/",
     "opentelemetry.exporter": "telemetry/",
     "transformers": ("generation/", "routing/sentence_encoder.py"),
+    "onnxruntime": ("routing/onnx_encoder.py", "routing/onnx_export.py"),
+    "tokenizers": ("generation/", "routing/onnx_encoder.py"),
+    "scipy": "routing/",
     "huggingface_hub": "hub/",
     "peft": "generation/transformers_engine/lora.py",
     "uvicorn": "service/",
@@ -48,7 +51,18 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "rich": "cli/",
     "httpx": "cli/",
 }
-HEAVY = ("vllm", "torch", "transformers", "sentence_transformers", "litestar", "opentelemetry", "numpy")
+HEAVY = (
+    "litestar",
+    "numpy",
+    "onnxruntime",
+    "opentelemetry",
+    "scipy",
+    "sentence_transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "vllm",
+)
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

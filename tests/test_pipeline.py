@@ -34,8 +34,10 @@ from hlo.records import (
     Sampling,
     SamplingOverrides,
     Screening,
+    Turn,
     Usage,
 )
+from hlo.routing import bank
 from hlo.testing import EchoEngine, HashingEncoder
 
 if TYPE_CHECKING:
@@ -115,11 +117,130 @@ async def test_an_ambiguous_question_goes_to_the_first(parts: Parts) -> None:
 
 async def test_an_ambiguous_question_can_go_to_the_base(make_parts: MakeParts) -> None:
     """Where the operator says so, the base model answers an ambiguous question, and the route still names the best."""
-    parts = make_parts(policy=Policy(answer_ambiguous=False))
+    parts = make_parts(policy=Policy(ambiguous="base"))
     answer = await ask(parts, BOTH)
     assert (answer.route.status, answer.route.specialty) == ("ambiguous", "neurology")
     assert (answer.specialty, answer.adapter, answer.text) == (None, None, f"base:<{BOTH}>")
     assert counted(parts) == {"base ambiguous stop": 1}
+
+
+class Asked(EchoEngine):
+    """An engine that remembers the prompts that it was given."""
+
+    def __init__(self, *, max_model_len: int = 512) -> None:
+        super().__init__(max_model_len=max_model_len)
+        self.prompts: list[Prompt] = []
+
+    def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """Remember, and echo."""
+        self.prompts.append(prompt)
+        return super().generate(prompt, sampling)
+
+    @property
+    def told(self) -> list[str]:
+        """The prompts' words."""
+        return ["".join(chr(abs(number)) for number in prompt.token_ids) for prompt in self.prompts]
+
+
+async def test_an_ambiguous_question_can_be_given_back(make_parts: MakeParts, until: Until) -> None:
+    """Where the operator says so, an ambiguous question is answered with which was meant; no engine is asked."""
+    seen: list[tuple[Question, Answer]] = []
+    hook = Hook("log", lambda question, answer: seen.append((question, answer)), ("question", "answer"))
+    engine = Asked()
+    parts = make_parts(policy=Policy(ambiguous="ask"), engine=engine, hooks=Hooks(answer=(hook,)))
+    events = [event async for event in parts.pipeline.ask(Question(BOTH))]
+    route, deltas, answer = events[0], events[1:-1], events[-1]
+    assert isinstance(route, Route)
+    assert isinstance(answer, Answer)
+    assert (route.status, route.candidates) == ("ambiguous", ("neurology", "cardiology"))
+    text = "Your question could be one for Neurology or Cardiology. Which do you mean?"
+    assert deltas == [Delta(text, (), "stop")]
+    assert (answer.text, answer.route, answer.finish_reason) == (text, route, "stop")
+    assert (answer.specialty, answer.adapter, answer.usage) == (None, None, Usage(0, 0))
+    assert (engine.prompts, engine.running) == ([], 0)
+    await until(lambda: seen)
+    assert seen == [(Question(BOTH), answer)]
+    assert counted(parts) == {"none ambiguous stop": 1}
+
+
+async def test_asking_back_needs_no_engine_at_all(make_parts: MakeParts) -> None:
+    """A question back is given though the engine is dead, and notices stand ahead of it as of every answer."""
+    parts = make_parts(policy=Policy(ambiguous="ask"), hooks=saying(a=Screening(notice="Call 112.")))
+    await parts.engine.close()
+    answer = await ask(parts, BOTH)
+    assert answer.text.startswith("Call 112.\n\nYour question could be one for ")
+    with pytest.raises(EngineDead):
+        await ask(parts, HEART)
+
+
+@pytest.mark.parametrize("question", [Question(HEART), Question(NEITHER), Question(BOTH, "oncology")])
+async def test_only_what_is_ambiguous_is_given_back(question: Question, make_parts: MakeParts) -> None:
+    """What is clear, out of scope or pinned is answered as ever."""
+    engine = Asked()
+    parts = make_parts(policy=Policy(ambiguous="ask"), engine=engine)
+    assert (await ask(parts, question)).route.status != "ambiguous"
+    assert len(engine.prompts) == 1
+
+
+NIGHT = "And at night?"
+TURNS = (Turn("Is my heart well?", "It is."), Turn("heart chest pain", "Rest."))
+
+
+async def test_turns_reach_router_and_prompt(make_parts: MakeParts) -> None:
+    """A follow-up goes to its conversation's specialty, whose prompt holds the turns as they were said, in order."""
+    engine = Asked()
+    follow_ups = bank.embedded("follow_ups", ("and at night",), HashingEncoder())
+    parts = make_parts(engine=engine, follow_ups=follow_ups)
+    answer = await ask(parts, Question(NIGHT, turns=TURNS))
+    assert (answer.specialty, answer.route.status) == ("cardiology", "routed")
+    assert engine.told == [f"<Is my heart well?>It is.<heart chest pain>Rest.<cardiology: {NIGHT}>"]
+    assert answer.usage.prompt_tokens == len(engine.told[0])
+    assert (await ask(parts, NIGHT)).specialty is None
+
+
+async def test_turns_reach_a_pinned_specialty_and_the_base(make_parts: MakeParts) -> None:
+    """Turns are part of the prompt whoever answers."""
+    engine = Asked()
+    parts = make_parts(engine=engine)
+    await ask(parts, Question("Why?", "oncology", turns=TURNS[:1]))
+    await ask(parts, Question(NEITHER, turns=(Turn("parking?", "Yes."),)))
+    assert engine.told == ["<Is my heart well?>It is.<oncology: Why?>", f"<parking?>Yes.<{NEITHER}>"]
+
+
+@pytest.mark.parametrize(("room", "kept"), [(512, 3), (70, 2), (55, 1), (40, 0)])
+async def test_the_oldest_turns_give_way(room: int, kept: int, make_parts: MakeParts) -> None:
+    """Where a conversation is too long for the context, its oldest turns are left out; at last only the question is."""
+    engine = Asked(max_model_len=room)
+    parts = make_parts(engine=engine, sampling=Sampling(max_tokens=5))
+    turns = tuple(Turn(f"question {number}", "answer") for number in range(3))  # of 18 characters in the prompt
+    answer = await ask(parts, Question("heart", "cardiology", turns=turns))
+    earlier = "".join(f"<{turn.question}>{turn.answer}" for turn in turns[3 - kept :])
+    assert engine.told == [f"{earlier}<cardiology: heart>"]
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens <= room
+
+
+async def test_a_question_too_long_by_itself_is_refused(make_parts: MakeParts) -> None:
+    """Leaving out turns can not make room for a question that is too long alone."""
+    parts = make_parts(engine=EchoEngine(max_model_len=20))
+    with pytest.raises(PromptTooLong):
+        await ask(parts, Question(HEART, turns=TURNS))
+
+
+@pytest.mark.parametrize(
+    ("turns", "field"),
+    [
+        ((Turn("", "x"),), "$.turns[0].question"),
+        ((Turn("x"), Turn(" \n")), "$.turns[1].question"),
+        ((Turn("x"), Turn("y"), Turn("z" * 41)), "$.turns[2].question"),
+    ],
+)
+async def test_turns_are_checked_as_questions_are(turns: tuple[Turn, ...], field: str, make_parts: MakeParts) -> None:
+    """An earlier question that is empty or too long is refused with its place."""
+    parts = make_parts(policy=Policy(max_question_chars=40))
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(parts, Question(HEART, turns=turns))
+    assert caught.value.field == field
+    assert counted(parts) == {"none none refused": 1}
 
 
 async def test_an_out_of_scope_question_goes_to_the_base(parts: Parts) -> None:

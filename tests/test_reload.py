@@ -8,6 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from hlo import assemble, plugins
@@ -16,8 +17,10 @@ from hlo.catalog import Catalog, Entry
 from hlo.errors import HLOError, PluginError
 from hlo.plugins import Hooks
 from hlo.plugins.hooks import Hook
-from hlo.records import Adapter, AdapterVersion, Answer, Embeddings, Question, Refusal, Screening, Specialty
+from hlo.records import Adapter, AdapterVersion, Answer, Embeddings, Question, Refusal, Screening, Specialty, Turn
 from hlo.reload import Reloaded, Reloader
+from hlo.routing import bank
+from hlo.routing.background import Background
 from hlo.settings import Settings
 from hlo.testing import EchoEngine
 from tests.conftest import EXAMPLES, make_version
@@ -73,7 +76,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def made(parts: Parts) -> tuple[Runtime, Reloader]:
     """A runtime of these parts, and its reloader."""
-    runtime = parts.runtime(Settings(min_score=0.1, min_margin=0.05, cache_dir=Path("cache")))
+    runtime = parts.runtime(Settings(background=False, cache_dir=Path("cache")))
     return runtime, Reloader(runtime)
 
 
@@ -240,6 +243,36 @@ async def test_changed_examples_change_the_routing(parts: Parts, world: World) -
     assert done == Reloaded((), (), (), (), ())
     assert (await ask(runtime, "parking places")).specialty == "cardiology"
     assert (await ask(runtime, "heart chest pain")).specialty is None
+
+
+async def test_the_background_is_what_is_not_installed(parts: Parts, world: World) -> None:
+    """A field is background until its specialty is installed, and again once that is gone."""
+    encoder = parts.encoder.encoder
+    fields = {"allergy": "skin hives", "dermatology": "skin", "everyday": "bread"}
+    groups = [bank.embedded(name, (text,), encoder) for name, text in fields.items()]
+    runtime = msgspec.structs.replace(made(parts)[0], background=Background(tuple(groups)))
+    reloader = Reloader(runtime)
+
+    async def behind() -> list[str]:
+        await reloader.reload()
+        return [group.name for group in runtime.pipeline.edition.router.bank.background]
+
+    assert await behind() == list(fields)
+    world.entries.append(entry("dermatology"))
+    assert await behind() == ["everyday"]  # of the two others, one is its name, and the other is near it
+    assert (await ask(runtime, "skin rash itch")).specialty == "dermatology"
+    world.entries.pop()
+    assert await behind() == list(fields)
+    assert (await ask(runtime, "skin rash itch")).specialty is None
+
+
+async def test_a_conversation_outlives_a_reload(parts: Parts, world: World) -> None:
+    """What people say when they go on is known after a reload too."""
+    follow_ups = bank.embedded("follow_ups", ("and at night",), parts.encoder.encoder)
+    runtime = msgspec.structs.replace(made(parts)[0], background=Background((), follow_ups))
+    await Reloader(runtime).reload()
+    assert (await ask(runtime, "and at night?")).specialty is None
+    assert (await ask(runtime, "and at night?", turns=(Turn("heart chest pain"),))).specialty == "cardiology"
 
 
 async def test_embeddings_of_another_encoder_are_refused(parts: Parts, world: World) -> None:

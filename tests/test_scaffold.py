@@ -21,15 +21,15 @@ from hlo.errors import PluginError
 from hlo.generation import adapters, base_model, prompting
 from hlo.generation.tokenizer import ChatTokenizer
 from hlo.records import Adapter, Specialty
-from hlo.routing import prototypes
-from hlo.routing.decision import Thresholds, decide
+from hlo.routing import background, bank
+from hlo.routing.background import Background
+from hlo.routing.bank import Bank, Group
+from hlo.routing.decision import Scale, Thresholds, decide
 from hlo.scaffold import Written
 from hlo.settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
     from hlo.contracts import Encoder
 
@@ -173,26 +173,33 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def neighbours(encoder: Encoder) -> list[tuple[str, NDArray[np.float32]]]:
-    """The specialties of this checkout, by name, and their prototypes."""
+def neighbours(encoder: Encoder) -> list[Group]:
+    """The examples of this checkout's specialties."""
     offers = plugins.discover(plugins.installed()).offers
-    return [(one.name, prototypes.prototype(one, encoder)) for offer in offers for one in offer.specialties]
+    return [bank.group(one, encoder) for offer in offers for one in offer.specialties]
+
+
+@pytest.fixture(scope="module")
+def others(encoder: Encoder) -> Background:
+    """What no specialty of this checkout answers."""
+    return Background.load(encoder)
 
 
 @pytest.mark.parametrize("title", [*(name.capitalize() for name in NAMES), "ENT"])
-def test_starters_route(title: str, encoder: Encoder, neighbours: list[tuple[str, NDArray[np.float32]]]) -> None:
-    """A starter example that the prototype has not seen is routed to the new specialty, among all others, in 4 of 5."""
+def test_starters_route(title: str, encoder: Encoder, neighbours: list[Group], others: Background) -> None:
+    """A starter example that is left out of its own group goes to the new specialty, among all others, in 4 of 5."""
     starters = scaffold.starter_examples(title)
     assert len([question for part in starters.values() for question in part]) >= 12
     assert len(neighbours) >= 11
     found, settings = [], Settings()
-    thresholds = Thresholds(settings.min_score, settings.min_margin)
+    thresholds = Thresholds(settings.min_in_scope, settings.min_probability)
     for part, questions in starters.items():
         for question in questions:
             rest = dict(starters) | {part: tuple(one for one in questions if one != question)}
             new = Specialty("new", title, Adapter("adapter"), examples=rest)
-            table = prototypes.stack([*neighbours, ("new", prototypes.prototype(new, encoder))], encoder.dimension)
-            route = decide(table.scores(encoder.encode([question]))[0], thresholds)
+            groups = [*neighbours, bank.group(new, encoder)]
+            among = Bank.of(groups, background.uncovered(others, groups), dimension=encoder.dimension)
+            route = decide(among.compare(encoder.encode([question]))[0], Scale(), thresholds)
             found.append((route.status, route.specialty) == ("routed", "new"))
     assert sum(found) >= 0.8 * len(found)
 

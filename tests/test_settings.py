@@ -133,11 +133,11 @@ def test_unknown_key_in_dotenv_is_refused() -> None:
 
 def test_unknown_key_in_toml_is_refused() -> None:
     """A misspelt key in `hlo.toml` is refused by name, with the name that was meant."""
-    toml(min_scores="0.1")
+    toml(min_in_scopes="0.1")
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    assert "`min_scores` in hlo.toml" in caught.value.message
-    assert caught.value.remedy == "Did you mean `min_score`?"
+    assert "`min_in_scopes` in hlo.toml" in caught.value.message
+    assert caught.value.remedy == "Did you mean `min_in_scope`?"
 
 
 def test_unknown_key_like_no_other_points_to_the_list() -> None:
@@ -169,7 +169,10 @@ def test_lower_case_variables_count(monkeypatch: pytest.MonkeyPatch) -> None:
         ("port", "65536"),
         ("port", ""),
         ("device", "tpu"),
-        ("min_score", "1.5"),
+        ("min_in_scope", "1.5"),
+        ("min_probability", "-0.1"),
+        ("background", "perhaps"),
+        ("ambiguous", "neither"),
         ("gpu_memory_utilization", "0"),
         ("max_model_len", "-1"),
         ("quantize", "perhaps"),

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from hlo.cli.options import read, settings_options
@@ -47,7 +48,7 @@ async def _ask_engine(settings: Settings, question: Question) -> None:
         async with aclosing(runtime.pipeline.ask(question)) as events:
             async for event in events:
                 if isinstance(event, Route):
-                    _print_route(event.status, event.specialty, [(one.specialty, one.score) for one in event.scores])
+                    _print_route(event)
                 elif isinstance(event, Delta):
                     click.echo(event.text, nl=False)
                 elif isinstance(event, Answer):
@@ -63,8 +64,7 @@ def ask_server(url: str, question: str, specialty: str | None) -> None:
     with connection(url) as server, server.post_stream("/ask", body) as lines:
         for name, data in _events(lines):
             if name == "route":
-                scores = [(one["specialty"], one["score"]) for one in data["scores"]]
-                _print_route(data["status"], data["specialty"], scores)
+                _print_route(msgspec.convert(data, Route))
             elif name == "delta":
                 click.echo(data["text"], nl=False)
             elif name == "answer":
@@ -86,9 +86,12 @@ def _events(lines: Iterator[str]) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(line.removeprefix("data: "))
 
 
-def _print_route(status: str, specialty: str | None, scores: list[tuple[str, float]]) -> None:
-    best = ", ".join(f"{name} {score:.2f}" for name, score in scores[:3])
-    click.secho(f"{status}: {specialty or 'base model'}" + (f"  ({best}, …)" if best else ""), fg="cyan", err=True)
+def _print_route(route: Route) -> None:
+    """The status, who answers, and the three likeliest of the specialties and none of them."""
+    likely = [(one.probability, one.specialty) for one in route.scores] + [(route.out_of_scope, "none of them")]
+    best = ", ".join(f"{name} {probability:.2f}" for probability, name in sorted(likely, reverse=True)[:3])
+    shown = f"  ({best})" if route.scores else ""
+    click.secho(f"{route.status}: {route.specialty or 'base model'}{shown}", fg="cyan", err=True)
 
 
 def _print_end(adapter: str, model: str, tokens: int, total_ms: float) -> None:

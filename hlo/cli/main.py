@@ -1,13 +1,13 @@
-"""The command group: finds a command's module by its name, and turns errors into a message and an exit status."""
+"""The command group: turns errors into a message and an exit status."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
 import hlo
+from hlo.cli.lazy import LazyGroup
 from hlo.errors import HLOError, SettingsError
 
 # Help texts are here, so that listing the commands imports none of them.
@@ -16,30 +16,15 @@ _COMMANDS = {
     "ask": "Ask one question, of a server or of an engine started for it.",
     "route": "Show where questions would go, without answering them.",
     "plugins": "See, write, examine and reload the plugins that bring specialties.",
-    "models": "Fetch the base model, the encoder and adapters from a model hub.",
+    "models": "Fetch the base model, the encoder and adapters from a model hub; export an encoder.",
     "demo": "Start a server, ask it four questions, and keep serving.",
     "doctor": "Examine this machine and these settings; help with memory, adapters and speed.",
 }
 
 
-class _Lazy(click.Group):
-    """A group whose commands are modules of `hlo.cli`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"hlo.cli.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, elsewhere=_COMMANDS, prefix="hlo.cli.", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(hlo.__version__, prog_name="hlo")
 def cli() -> None:
     """One medical LLM, many specialists, one endpoint.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hlo.cli.lazy import LazyGroup
 from hlo.cli.options import read, settings_options
 from hlo.cli.remote import connection
 from hlo.errors import SettingsError
@@ -26,25 +26,7 @@ _ELSEWHERE = {
 }
 
 
-class _Group(click.Group):
-    """A group of which some commands are modules of their own."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *_ELSEWHERE]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _ELSEWHERE:
-            return super().get_command(ctx, cmd_name)
-        found: click.Command = importlib.import_module(f"hlo.cli.plugins_{cmd_name}").command
-        return found
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = [(name, one.get_short_help_str(90)) for name, one in self.commands.items()]
-        with formatter.section("Commands"):
-            formatter.write_dl([*own, *_ELSEWHERE.items()])
-
-
-@click.group("plugins", cls=_Group)
+@click.group("plugins", cls=LazyGroup, elsewhere=_ELSEWHERE, prefix="hlo.cli.plugins_")
 def command() -> None:
     """See, write, examine and reload the plugins that bring specialties."""
 
@@ -58,7 +40,7 @@ def list_plugins(as_json: bool, **options: Any) -> None:
     settings = read(options)
     from hlo import catalog
     from hlo.assemble import collect, find_model, load_encoder
-    from hlo.routing.prototypes import refuse_embeddings
+    from hlo.routing.bank import refuse_embeddings
 
     with Console(stderr=True).status("checking plugins and adapters"):
         model = find_model(settings)

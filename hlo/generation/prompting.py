@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Protocol
 
 from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hlo.errors import PluginError, PromptTooLong
-from hlo.records import AdapterVersion, Prompt, Sampling
+from hlo.records import AdapterVersion, Prompt, Sampling, Turn
 
 Span = tuple[int, int]
 
@@ -30,8 +31,8 @@ _MARKED = re.compile(f"{_START}(.*?){_END}", re.DOTALL)
 class Tokenizer(Protocol):
     """What prompting needs of a tokenizer (`hlo.generation.tokenizer` has the real one)."""
 
-    def chat(self, user: str) -> str:
-        """Return the text of a conversation whose only turn so far is the user's, up to where the answer begins."""
+    def chat(self, user: str, turns: Sequence[Turn] = ()) -> str:
+        """Return the text of a conversation that ends with the user's turn, up to where the answer begins."""
 
     def encode(self, text: str, untrusted: tuple[Span, ...]) -> tuple[int, ...]:
         """Return token ids; inside the character spans `untrusted`, no special token is recognised."""
@@ -40,13 +41,38 @@ class Tokenizer(Protocol):
         """Return token ids as the tokenizer gives them by default."""
 
 
-def build(question: str, template: str, tokenizer: Tokenizer, adapter: AdapterVersion | None) -> Prompt:
-    """Render `template` with the question, as the user's turn of a chat, and tokenise it.
+def build(
+    question: str,
+    template: str,
+    tokenizer: Tokenizer,
+    adapter: AdapterVersion | None,
+    turns: Sequence[Turn] = (),
+) -> Prompt:
+    """Render `template` with the question, as the last turn of a chat, and tokenise it.
 
-    Raises `PluginError` when the template can not be rendered.
+    Earlier turns stand as they were said, without a template. Raises `PluginError` when it can not be rendered.
     """
-    text, spans = _unmark(tokenizer.chat(_render(template, question.strip())))
+    earlier = [
+        Turn(_mark(turn.question.strip()), _mark(turn.answer.strip()) if turn.answer.strip() else "") for turn in turns
+    ]
+    text, spans = _unmark(tokenizer.chat(_render(template, question.strip()), earlier))
     return Prompt(tokenizer.encode(text, spans), adapter)
+
+
+def build_within(
+    room: int,
+    question: str,
+    template: str,
+    tokenizer: Tokenizer,
+    adapter: AdapterVersion | None,
+    turns: Sequence[Turn],
+) -> Prompt:
+    """Build the prompt with as many of the latest turns as fit into `room` tokens; without any, it may be longer."""
+    while True:
+        prompt = build(question, template, tokenizer, adapter, turns)
+        if len(prompt.token_ids) <= room or not turns:
+            return prompt
+        turns = turns[1:]
 
 
 def raw(text: str, tokenizer: Tokenizer, adapter: AdapterVersion | None) -> Prompt:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hlo.errors import ModelError
 from hlo.generation.prompting import Span
+from hlo.records import Turn
 
 
 class ChatTokenizer:
@@ -37,13 +39,24 @@ class ChatTokenizer:
             )
         return cls(tokenizer)
 
-    def chat(self, user: str) -> str:
-        """The text of a chat with one user turn, up to where the answer begins; `user` itself without a template."""
+    def chat(self, user: str, turns: Sequence[Turn] = ()) -> str:
+        """The text of a chat that ends with the user's turn, up to where the answer begins.
+
+        A turn without an answer is joined to the next of the user's, since templates want both sides by turns. Without
+        a chat template, the text is all that was said, a line each.
+        """
+        messages: list[dict[str, str]] = []
+        asked: list[str] = []
+        for turn in turns:
+            asked.append(turn.question)
+            if turn.answer:
+                messages.append({"role": "user", "content": "\n\n".join(asked)})
+                messages.append({"role": "assistant", "content": turn.answer})
+                asked = []
+        messages.append({"role": "user", "content": "\n\n".join([*asked, user])})
         if not self._tokenizer.chat_template:
-            return user
-        text: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True
-        )
+            return "\n".join(message["content"] for message in messages)
+        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 
     def encode(self, text: str, untrusted: tuple[Span, ...] = ()) -> tuple[int, ...]:

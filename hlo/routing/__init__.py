@@ -1,1 +1,1 @@
-"""From a question to a specialty: encode, compare with prototypes, decide."""
+"""From a question to a specialty: encode, compare with examples, decide."""

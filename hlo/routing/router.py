@@ -2,27 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import Literal
+
+from msgspec import Struct
 
 from hlo.records import Route
+from hlo.routing.bank import Bank, Comparison, Group
 from hlo.routing.batching import BatchingEncoder
-from hlo.routing.decision import Thresholds, decide
-from hlo.routing.prototypes import Prototypes
+from hlo.routing.decision import Scale, Thresholds, decide, decide_later
+
+_REMEMBERED = 8  # earlier turns that are looked at: each is encoded anew, since nothing is kept of a conversation
+
+
+class Basis(Struct, frozen=True):
+    """What a router's thresholds rest on: the settings, or a calibration, which may have been `refused` for a reason.
+
+    A calibration promises that at most `tolerated_error` of the routed questions go wrong, with that `confidence`.
+    """
+
+    kind: Literal["settings", "calibration"] = "settings"
+    made: date | None = None
+    tolerated_error: float | None = None
+    confidence: float | None = None
+    refused: str | None = None
 
 
 class Router:
-    """Routes by cosine similarity between a question's embedding and the specialties' prototypes."""
+    """Routes by the similarity of a question's embedding to those of the specialties' examples."""
 
-    def __init__(self, encoder: BatchingEncoder, prototypes: Prototypes, thresholds: Thresholds) -> None:
+    def __init__(
+        self,
+        encoder: BatchingEncoder,
+        bank: Bank,
+        scale: Scale,
+        thresholds: Thresholds,
+        follow_ups: Group | None = None,
+        basis: Basis = Basis(),  # noqa: B008 - frozen
+    ) -> None:
         self._encoder = encoder
-        self.prototypes = prototypes
-        self._thresholds = thresholds
+        self._follow_ups = follow_ups
+        self.bank = bank
+        self.scale = scale
+        self.thresholds = thresholds
+        self.basis = basis
 
-    async def route(self, question: str) -> Route:
-        """Route one question. Raises `EncoderError`."""
-        return (await self.route_many([question]))[0]
+    async def route(self, question: str, earlier: Sequence[str] = ()) -> Route:
+        """Route one question, the `earlier` ones of its conversation before it, oldest first. Raises `EncoderError`.
+
+        A later turn stays with the specialty of the turn before it, unless it comes nearer to another.
+        """
+        asked = [*earlier[-_REMEMBERED:], question]
+        vectors = await self._encoder.encode(asked)
+        follow_ups: Sequence[float | None] = [None] * len(asked)
+        if self._follow_ups is not None and len(asked) > 1:
+            alone = Bank.of([self._follow_ups], dimension=vectors.shape[1]).compare(vectors)
+            follow_ups = [one.scores[0].score for one in alone]
+        route = Route("out_of_scope", None)
+        for comparison, follow_up in zip(self.bank.compare(vectors), follow_ups, strict=True):
+            if route.specialty is None:
+                route = decide(comparison, self.scale, self.thresholds)
+            else:
+                route = decide_later(comparison, route.specialty, follow_up, self.scale, self.thresholds)
+        return route
 
     async def route_many(self, questions: Sequence[str]) -> tuple[Route, ...]:
         """Route questions, in order. Raises `EncoderError`."""
-        vectors = await self._encoder.encode(questions)
-        return tuple(decide(scores, self._thresholds) for scores in self.prototypes.scores(vectors))
+        return tuple(decide(one, self.scale, self.thresholds) for one in await self.compare(questions))
+
+    async def compare(self, questions: Sequence[str]) -> tuple[Comparison, ...]:
+        """How close each question comes to the specialties and to the background. Raises `EncoderError`."""
+        return self.bank.compare(await self._encoder.encode(questions))
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """What the specialties' vectors were made from, as SHA-256, by name."""
+        return {group.name: group.digest for group in self.bank.specialties}
+
+    @property
+    def background_digest(self) -> str:
+        """What the background's vectors were made from, as SHA-256."""
+        return hashlib.sha256("".join(group.digest for group in self.bank.background).encode()).hexdigest()
+
+    @property
+    def texts(self) -> Mapping[str, tuple[str, ...]]:
+        """The examples' words, by the name of their group; empty where there are vectors alone."""
+        return {group.name: group.texts for group in (*self.bank.specialties, *self.bank.background)}

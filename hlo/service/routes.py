@@ -48,7 +48,7 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
 
     With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
     """
-    question = Question(data.question, data.specialty, data.overrides())
+    question = Question(data.question, data.specialty, data.overrides(), data.earlier())
     events = service.runtime.pipeline.ask(question, tracing.incoming(request.headers))
     if not data.stream:
         return Response(AnswerView.of(await _unless_gone(request, _answer(events))))
@@ -130,6 +130,8 @@ async def readyz(service: NamedDependency[Service]) -> Response[ReadyView]:
             engine=runtime.pipeline.engine.info,
             encoder=runtime.encoder.encoder.name,
             encoder_fingerprint=runtime.encoder.encoder.fingerprint,
+            thresholds=runtime.pipeline.edition.router.thresholds,
+            thresholds_from=runtime.pipeline.edition.router.basis,
             specialties=tuple(catalog.entries),
             refused=catalog.refusals,
         )

@@ -17,8 +17,11 @@ from hlo.records import (
     Route,
     SamplingOverrides,
     Timings,
+    Turn,
     Usage,
 )
+from hlo.routing.decision import Thresholds
+from hlo.routing.router import Basis
 
 MaxTokens = Annotated[int, Meta(ge=1, le=1 << 20, description="Most tokens to generate.")]
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy.")]
@@ -41,11 +44,26 @@ class _Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return SamplingOverrides(self.max_tokens, self.temperature, self.top_p, self.seed, stop)
 
 
+class TurnRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """An earlier turn of the conversation: what was asked, and what was answered."""
+
+    question: str
+    answer: str = ""
+
+
 class AskRequest(_Generation, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`POST /ask`. `specialty` pins a specialty and skips routing; `stream` gives server-sent events."""
+    """`POST /ask`. `specialty` pins a specialty and skips routing; `stream` gives server-sent events.
+
+    `turns` are the earlier ones of the conversation, oldest first: a follow-up stays with its specialist.
+    """
 
     question: str
     specialty: str | None = None
+    turns: Annotated[list[TurnRequest], Meta(max_length=64)] = []
+
+    def earlier(self) -> tuple[Turn, ...]:
+        """The earlier turns."""
+        return tuple(Turn(turn.question, turn.answer) for turn in self.turns)
 
 
 class RouteRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,12 +212,17 @@ class HealthView(Struct, frozen=True):
 
 
 class ReadyView(Struct, frozen=True):
-    """Whether questions can be answered, and with what."""
+    """Whether questions can be answered, and with what.
+
+    `thresholds_from` says what the routing thresholds rest on, and why a calibration is not used.
+    """
 
     ready: bool
     stage: str
     engine: EngineInfo | None = None
     encoder: str | None = None
     encoder_fingerprint: str | None = None
+    thresholds: Thresholds | None = None
+    thresholds_from: Basis | None = None
     specialties: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()

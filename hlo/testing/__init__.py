@@ -12,7 +12,7 @@ import numpy as np
 
 from hlo.contracts import EngineInfo
 from hlo.errors import AdapterError, EngineDead
-from hlo.records import AdapterVersion, Delta, Prompt, Sampling
+from hlo.records import AdapterVersion, Delta, Prompt, Sampling, Turn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,9 +40,9 @@ class HashingEncoder:
 class CharacterTokenizer:
     """A tokenizer whose tokens are characters; `<` and `>` stand for special tokens, numbered below zero."""
 
-    def chat(self, user: str) -> str:
-        """The user's turn between `<` and `>`."""
-        return f"<{user}>"
+    def chat(self, user: str, turns: Sequence[Turn] = ()) -> str:
+        """The user's turns between `<` and `>`, and the answers after them."""
+        return "".join(f"<{turn.question}>{turn.answer}" for turn in turns) + f"<{user}>"
 
     def encode(self, text: str, untrusted: tuple[tuple[int, int], ...] = ()) -> tuple[int, ...]:
         """Code points; a special character is negative, unless it stands in an untrusted span."""

@@ -1,12 +1,12 @@
 """The catchment audit: which questions a new plugin would take, and from whom.
 
 Every question is routed twice by the real decision, without the new specialties and with them. Routing compares a
-question with all prototypes, so a new specialty can only be judged among those that it is to stand beside.
+question with the examples of all, so a new specialty can only be judged among those that it is to stand beside. An
+example is compared with all others but itself, as a patient's question would be.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +16,12 @@ import numpy as np
 from msgspec import Struct
 
 from hlo.contracts import Encoder
-from hlo.errors import PluginError, SettingsError
+from hlo.errors import PluginError
 from hlo.records import Route, Specialty
-from hlo.routing import prototypes
-from hlo.routing.decision import Thresholds, decide
-from hlo.routing.prototypes import Prototypes
+from hlo.routing import background, bank, labelled
+from hlo.routing.background import Background
+from hlo.routing.bank import Bank, Group
+from hlo.routing.decision import Scale, Thresholds, decide
 from hlo.testing.remembering import Remembering
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ class Audit(Struct, frozen=True):
     """What the new specialties change. `questions` counts all that were routed, `given` those of the operator's.
 
     `moved` is in the order of the scores' change, largest first. `unsettled` counts questions that stay where they
-    were, but become ambiguous or cease to be. `left_out` are installed specialties without a usable prototype, which
-    are not served.
+    were, but become ambiguous or cease to be. `left_out` are installed specialties without usable examples, which are
+    not served.
     """
 
     new: tuple[str, ...]
@@ -139,22 +140,29 @@ def audit(
     encoder: Encoder,
     thresholds: Thresholds,
     questions: Sequence[Asked] = (),
+    *,
+    others: bool = True,
 ) -> Audit:
     """Route every example and every question without and with the specialties `new`.
 
-    `installed` are all others. Raises `PluginError` when a new specialty can have no prototype, and `EncoderError`.
+    `installed` are all others; `others` compares with the background, too. Raises `PluginError` when a new specialty
+    has no usable examples, and `EncoderError`.
     """
     known = Remembering(encoder)
     texts = [text for one in (*installed, *new) for text in all_examples(one)]
     known.encode([*texts, *(one.text for one in questions)])  # at once: an encoder is quickest with large batches
-    old, left_out = _prototypes(installed, known)
-    added = prototypes.stack([(one.name, prototypes.prototype(one, known)) for one in new], known.dimension)
-    both = prototypes.join(old, added)
+    old, left_out = _groups(installed, known)
+    added = tuple(bank.group(one, known) for one in new)
+    behind = Background.load(known) if others else Background()
+    before_bank, after_bank = (
+        Bank.of(among, background.uncovered(behind, among), dimension=known.dimension) for among in (old, old + added)
+    )
     rows = [row for one in installed if one.name not in left_out for row in _examples(one, known)]
     rows += [_Row(one.text, one.specialty, True, known.encode([one.text])[0]) for one in questions]
     own = [row for one in new for row in _examples(one, known)]
-    before, after = (_routes(rows, among, thresholds) for among in (old, both))
-    home = _routes(own, both, thresholds)
+    before, after = (_routes(rows, among, thresholds) for among in (before_bank, after_bank))
+    home = _routes(own, after_bank, thresholds)
+    names = tuple(group.name for group in added)
     walks = list(zip(rows, before, after, strict=True))
     moved = [
         Moved(row.text, row.owner, row.given, was.specialty, _best(was), now.specialty, _best(now))
@@ -162,14 +170,14 @@ def audit(
         if was.specialty != now.specialty
     ]
     return Audit(
-        new=added.names,
+        new=names,
         questions=len(rows) + len(own),
         given=len(questions),
         moved=tuple(sorted(moved, key=lambda one: (-abs(one.change), one.question))),
         unsettled=sum(was.specialty == now.specialty and was.status != now.status for _, was, now in walks),
-        catchments=_catchments(walks, added.names, old.names),
-        homes=_homes(own, home, added.names),
-        confusion=_confusion([*rows, *own], [*after, *home], both.names),
+        catchments=_catchments(walks, names, before_bank.names),
+        homes=_homes(own, home, names),
+        confusion=_confusion([*rows, *own], [*after, *home], after_bank.names),
         left_out=left_out,
     )
 
@@ -184,41 +192,20 @@ def read_questions(file: Path) -> tuple[Asked, ...]:
 
     Raises `SettingsError` with the line's number, and never its words.
     """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not at U+2028, which JSON may hold
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError(f"`{file}` can not be read: {reason}.", remedy="Save the questions in UTF-8.") from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if file.suffix.lower() not in (".jsonl", ".ndjson"):
-        return tuple(Asked(line) for _, line in numbered)
-    return tuple(_decode(file, number, line) for number, line in numbered)
+    if file.suffix.lower() in (".jsonl", ".ndjson"):
+        return tuple(Asked(one.text, one.specialty) for one in labelled.read(file, partly=True))
+    return tuple(Asked(line) for _, line in labelled.lines(file))
 
 
-def _decode(file: Path, number: int, line: str) -> Asked:
-    try:
-        told = json.loads(line)
-    except ValueError:
-        told = None
-    if isinstance(told, dict) and isinstance(told.get("question"), str) and told["question"].strip():
-        specialty = told.get("specialty")
-        if specialty is None or isinstance(specialty, str):
-            return Asked(told["question"], specialty or None)
-    raise SettingsError(
-        f"Line {number} of `{file}` is no question.",
-        remedy='Write {"question": "…"} in each line, with "specialty": "…" where you know whose it is.',
-    )
-
-
-def _prototypes(installed: Sequence[Specialty], encoder: Encoder) -> tuple[Prototypes, tuple[str, ...]]:
-    """The prototypes of those that can have one, and the names of the others, which HLO would not serve."""
-    pairs, left_out = [], []
+def _groups(installed: Sequence[Specialty], encoder: Encoder) -> tuple[tuple[Group, ...], tuple[str, ...]]:
+    """The examples of those that have usable ones, and the names of the others, which HLO would not serve."""
+    groups, left_out = [], []
     for specialty in installed:
         try:
-            pairs.append((specialty.name, prototypes.prototype(specialty, encoder)))
+            groups.append(bank.group(specialty, encoder))
         except PluginError:
             left_out.append(specialty.name)
-    return prototypes.stack(pairs, encoder.dimension), tuple(sorted(left_out))
+    return tuple(groups), tuple(sorted(left_out))
 
 
 def _examples(specialty: Specialty, encoder: Encoder) -> list[_Row]:
@@ -227,16 +214,17 @@ def _examples(specialty: Specialty, encoder: Encoder) -> list[_Row]:
     if texts or specialty.embeddings is None:
         vectors = encoder.encode(texts)
     else:
-        parts = dict(zip(specialty.embeddings.parts, prototypes.given(specialty, encoder), strict=True))
+        parts = dict(zip(specialty.embeddings.parts, bank.given(specialty, encoder), strict=True))
         texts = tuple(f"({name}, {number})" for name, part in parts.items() for number in range(1, len(part) + 1))
         vectors = np.concatenate(list(parts.values()))
     return [_Row(text, specialty.name, False, vector) for text, vector in zip(texts, vectors, strict=True)]
 
 
-def _routes(rows: Sequence[_Row], among: Prototypes, thresholds: Thresholds) -> list[Route]:
+def _routes(rows: Sequence[_Row], among: Bank, thresholds: Thresholds) -> list[Route]:
     if not rows:
         return []
-    return [decide(scores, thresholds) for scores in among.scores(np.stack([row.vector for row in rows]))]
+    comparisons = among.compare(np.stack([row.vector for row in rows]), leave_out=True)
+    return [decide(one, Scale(), thresholds) for one in comparisons]
 
 
 def _best(route: Route) -> float:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 ROUTE = {
     "status": "routed",
     "specialty": "cardiology",
-    "scores": [{"specialty": "cardiology", "score": 0.75}],
+    "scores": [{"specialty": "cardiology", "score": 0.5, "probability": 0.75}],
     "margin": 0.5,
+    "out_of_scope": 0.25,
+    "candidates": [],
     "pinned_by": None,
 }
 ANSWER: dict[str, Any] = {
@@ -42,7 +44,7 @@ def test_the_answer_is_printed(hlo: Hlo, stub: Stub) -> None:
     done = hlo("ask", "--url", stub.url, "My heart hurts")
     assert (done.status, done.out) == (0, "Rest, ätsch.\n\n")
     assert stub.asked == [("/ask", {"question": "My heart hurts", "stream": True})]
-    assert "routed: cardiology  (cardiology 0.75, …)" in done.err
+    assert "routed: cardiology  (cardiology 0.75, none of them 0.25)" in done.err
     assert "model echo, adapter cardiology 0123456789ab, 7 tokens in 1.5 s" in done.err
 
 

@@ -12,8 +12,8 @@ import click
 import pytest
 
 import hlo as package
+from hlo.cli.lazy import LazyGroup
 from hlo.cli.main import _COMMANDS
-from hlo.cli.plugins import _ELSEWHERE
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Hlo
@@ -38,7 +38,14 @@ def test_every_module_of_commands_is_listed() -> None:
         for path in folder.glob("*.py")
         if isinstance(getattr(importlib.import_module(f"hlo.cli.{path.stem}"), "command", None), click.Command)
     }
-    inner = {f"plugins_{name}" for name in _ELSEWHERE}
+    groups = {name: importlib.import_module(f"hlo.cli.{name}").command for name in _COMMANDS}
+    inner = {
+        f"{outer}_{name.replace('-', '_')}"
+        for outer, group in groups.items()
+        if isinstance(group, LazyGroup)
+        for name in group.elsewhere
+    }
+    assert {"plugins_check", "route_explain"} <= inner
     assert with_command == set(_COMMANDS) | inner
 
 

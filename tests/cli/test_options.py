@@ -61,10 +61,12 @@ def test_defaults_are_shown() -> None:
         (["--port", "0"], {"port": 0}),
         (["--quantize", "false"], {"quantize": False}),
         (["--enforce-eager", "true"], {"enforce_eager": True}),
-        (["--min-score", "0.5"], {"min_score": 0.5}),
+        (["--min-in-scope", "0.5"], {"min_in_scope": 0.5}),
         (["--max-model-len", "64"], {"max_model_len": 64}),
         (["--adapter-path", "x"], {"adapter_path": "x"}),
         (["--out-of-scope", "refuse"], {"out_of_scope": "refuse"}),
+        (["--ambiguous", "ask"], {"ambiguous": "ask"}),
+        (["--background", "false"], {"background": False}),
     ],
     ids=str,
 )

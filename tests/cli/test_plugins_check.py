@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 JOINTS = tuple(
     f"{joint} {feeling}" for joint in ("knee", "hip", "wrist", "elbow") for feeling in ("aches", "swells", "itches")
 )
-FALLS = ("fall", "frail", "slip", "trip", "knee aches")
+FALLS = ("fall frail", "fall slip", "fall trip", "fall stairs", "fall knee aches")
 SHOUT = "<script>alert('knee')</script> aches & \"swells\""
 
 Check = Callable[..., "Done"]
@@ -42,6 +42,7 @@ def check(
     """Run `hlo plugins check` on the installed plugin `joints`, beside `falls`, with the encoder that knows words."""
     monkeypatch.setattr(assemble, "load_encoder", lambda *_: HashingEncoder())
     monkeypatch.setenv("HLO_DEVICE", "cpu")
+    monkeypatch.setenv("HLO_BACKGROUND", "false")
     monkeypatch.setenv("HLO_CACHE_DIR", str(tmp_path / "cache"))
     make_adapter(tmp_path / "adapters" / "joints")
     plugins("joints", "joints", reference="joints", examples=JOINTS)
@@ -116,7 +117,7 @@ def test_json(check: Check) -> None:
     assert told["audit"]["new"] == ["joints"]
     (falls,) = [one for one in told["audit"]["catchments"] if one["specialty"] == "falls"]
     assert (falls["before"], falls["lost"], falls["share"]) == (5, 1, 0.2)
-    assert told["audit"]["homes"][0]["home"] == len(JOINTS)
+    assert told["audit"]["homes"][0]["home"] == len(JOINTS) - 1  # `knee aches` is nearer to falls
 
 
 @pytest.mark.parametrize(("most", "status"), [("0.2", 0), ("0.19", 1)])
@@ -159,7 +160,9 @@ def test_the_report(check: Check, tmp_path: Path) -> None:
     assert SHOUT in found.text
     assert "<script" not in source
     moved = next(row for row in found.cells if row[0] == SHOUT)
-    assert [moved[1], moved[2], moved[4]] == ["not said (yours)", "out_of_scope", "joints"]
+    assert [moved[1], moved[2], moved[4]] == ["not said (yours)", "falls", "joints"]
+    moved = next(row for row in found.cells if row[0] == "hip itches")
+    assert [moved[1], moved[2], moved[4]] == ["<b>bakery</b> (yours)", "out_of_scope", "joints"]
     matrix = [row for row in found.cells if row[0] == "falls" and len(row) == 4]
     assert matrix == [["falls", "4", "1", "0"]]
     assert ["<b>bakery</b>", "0", "1", "0"] in found.cells

@@ -1,10 +1,12 @@
-"""`hlo route` against a server."""
+"""`hlo route` against a server, and what is a question and what a command."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
 if TYPE_CHECKING:
@@ -14,12 +16,22 @@ PROBLEM = {"type": "urn:hlo:problem:not-ready", "status": 503, "detail": "It is 
 
 
 def route(status: str = "routed", specialty: str | None = "cardiology") -> dict[str, Any]:
-    scores = [{"specialty": "cardiology", "score": 0.75}, {"specialty": "oncology", "score": -0.25}]
-    return {"status": status, "specialty": specialty, "scores": scores, "margin": 1.0, "pinned_by": None}
+    return {
+        "status": status,
+        "specialty": specialty,
+        "scores": [
+            {"specialty": "cardiology", "score": 0.75, "probability": 0.625},
+            {"specialty": "oncology", "score": -0.25, "probability": 0.125},
+        ],
+        "margin": 1.0,
+        "out_of_scope": 0.25,
+        "candidates": ["cardiology", "oncology"] if status == "ambiguous" else [],
+        "pinned_by": None,
+    }
 
 
 def test_routes_are_drawn(hlo: Hlo, stub: Stub) -> None:
-    """Each question is shown with its route, the margin and every score, in one request."""
+    """Each question is shown with its route, the margin, every score and probability, in one request."""
     stub.gives({"routes": [route(), route("out_of_scope", None)]})
     done = hlo("route", "--url", stub.url, "My heart hurts", "Where do I park?")
     assert (done.status, done.err) == (0, "")
@@ -27,6 +39,83 @@ def test_routes_are_drawn(hlo: Hlo, stub: Stub) -> None:
     for text in ("My heart hurts", "routed: cardiology, margin 1.000", "0.750", "-0.250", "Where do I park?"):
         assert text in done.out
     assert "out_of_scope: no specialty" in done.out
+    assert "between" not in done.out
+    bars = {line.split("│")[1].strip(): line.count("█") for line in done.out.splitlines() if "│" in line}
+    assert bars == {"cardiology": 19, "oncology": 4, "none of them": 8}
+    for probability in ("0.625", "0.125", "0.250"):
+        assert probability in done.out
+
+
+def test_an_ambiguous_route_names_its_candidates(hlo: Hlo, stub: Stub) -> None:
+    """An ambiguous route says between which specialties the question lies."""
+    stub.gives({"routes": [route("ambiguous")]})
+    assert (
+        "ambiguous: cardiology, margin 1.000, between cardiology, oncology" in hlo("route", "--url", stub.url, "a").out
+    )
+
+
+def test_a_pinned_route_is_drawn(hlo: Hlo, stub: Stub) -> None:
+    """A route without scores is shown, and an older server's, which knows no probabilities, too."""
+    old = {"status": "routed", "specialty": "a", "scores": [{"specialty": "a", "score": 0.5}], "margin": 0.5}
+    stub.gives({"routes": [{"status": "routed", "specialty": "a", "pinned_by": "request"}, old]})
+    done = hlo("route", "--url", stub.url, "a", "b")
+    assert (done.status, done.out.count("routed: a")) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--", "calibrate"),
+        ("--", "explain", "evaluate"),
+        ("calibrate this",),
+        ("a", "calibrate"),
+        ("--json", "explain"),
+        ("--json", "--", "--help"),
+        ("Calibrate",),
+    ],
+    ids=str,
+)
+def test_what_is_no_command_is_a_question(
+    arguments: tuple[str, ...], hlo: Hlo, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a first argument that is a command's name is a command; after two dashes everything is a question."""
+    monkeypatch.setenv("HLO_URL", stub.url)
+    questions = [one for one in arguments if one not in ("--", "--json")]
+    stub.gives({"routes": [route() for _ in questions]})
+    assert hlo("route", *arguments).status == 0
+    assert stub.asked == [("/route", {"question": questions})]
+
+
+@pytest.mark.parametrize("name", ["calibrate", "evaluate", "explain"])
+def test_commands_have_help(name: str, hlo: Hlo) -> None:
+    """Each command below `hlo route` is listed there, explains itself and all its options, and wants its argument."""
+    assert name in hlo("route", "--help").out
+    done = hlo("route", name, "--help")
+    assert (done.status, done.err) == (0, "")
+    assert f"hlo route {name} " in done.out.splitlines()[0]
+    command = importlib.import_module(f"hlo.cli.route_{name}").command
+    assert [one.name for one in command.params if isinstance(one, click.Option) and not one.help] == []
+    missing = hlo("route", name)
+    assert missing.status == 2
+    assert "Missing argument" in missing.err
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_both_uses(flag: str, hlo: Hlo) -> None:
+    """The help shows the use with questions and its options, and how to ask for what is a command's name."""
+    done = hlo("route", flag)
+    assert (done.status, done.err) == (0, "")
+    for text in ("hlo route [OPTIONS] QUESTIONS...", "hlo route COMMAND", "--json", "--url"):
+        assert text in done.out
+    assert "hlo route -- explain" in " ".join(done.out.split())
+
+
+def test_wrong_usage_is_that_of_questions(hlo: Hlo) -> None:
+    """Without a question, and with an unknown option, the usage shown is that with questions."""
+    for arguments in ((), ("--what", "a")):
+        done = hlo("route", *arguments)
+        assert done.status == 2
+        assert done.err.splitlines()[0].endswith("hlo route [OPTIONS] QUESTIONS...")
 
 
 def test_json_is_one_route_a_line(hlo: Hlo, stub: Stub) -> None:

@@ -94,8 +94,38 @@ def test_a_pinned_specialty_skips_routing(server: Server) -> None:
         "specialty": "neurology",
         "scores": [],
         "margin": 0.0,
+        "out_of_scope": 0.0,
+        "candidates": [],
         "pinned_by": "request",
     }
+
+
+def test_probabilities_of_a_route_sum_to_one(server: Server) -> None:
+    """The specialties' probabilities and that of none of them are all there is, and the best is the one chosen."""
+    for question in ASKED.values():
+        route = server.post("/route", {"question": question}).json()
+        assert sum(one["probability"] for one in route["scores"]) + route["out_of_scope"] == pytest.approx(1)
+        assert route["specialty"] == max(route["scores"], key=lambda one: one["probability"])["specialty"]
+
+
+def test_a_follow_up_stays_with_its_specialist(server: Server) -> None:
+    """What says nothing by itself stays with the conversation's specialist; a new topic goes to its own."""
+    turns = [{"question": ASKED["cardiology"], "answer": "It may be the heart."}]
+    alone = server.post("/ask", {"question": "and what about at night?", "max_tokens": 8}).json()
+    later = server.post("/ask", {"question": "and what about at night?", "turns": turns, "max_tokens": 8}).json()
+    other = server.post("/ask", {"question": ASKED["nephrology"], "turns": turns, "max_tokens": 8}).json()
+    assert alone["specialty"] is None
+    assert later["specialty"] == later["adapter"]["name"] == "cardiology"
+    assert other["specialty"] == "nephrology"
+    assert later["usage"]["prompt_tokens"] > alone["usage"]["prompt_tokens"]
+
+
+def test_the_thresholds_in_force_are_told(server: Server) -> None:
+    """`/readyz` says where decisions change, and that this rests on the settings."""
+    ready = httpx.get(f"{server.url}/readyz").json()
+    assert set(ready["thresholds"]) == {"min_in_scope", "min_probability"}
+    assert ready["thresholds_from"]["kind"] == "settings"
+    assert ready["thresholds_from"]["refused"] is None
 
 
 def test_a_stream_says_the_same_as_the_whole_answer(server: Server) -> None:

@@ -263,7 +263,7 @@ def test_the_report_tells_what_moved(walk: Walk) -> None:
     """The report is a page that holds the audit's title and a question that would move."""
     page = (walk.folder / "audit.html").read_text(encoding="utf-8")
     assert "Who gets whose questions" in page
-    assert "ropy blue veins" in page
+    assert "white then blue" in page
 
 
 def test_the_packages_own_tests_passed(walk: Walk) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hlo.errors import PluginError, PromptTooLong
 from hlo.generation import prompting
-from hlo.records import AdapterVersion, Prompt, Sampling
+from hlo.records import AdapterVersion, Prompt, Sampling, Turn
 from hlo.testing import CharacterTokenizer
 
 TOKENIZER = CharacterTokenizer()
@@ -160,6 +160,59 @@ def test_an_error_repeats_no_patients_words() -> None:
     with pytest.raises(PluginError) as caught:
         prompting.build("My chest hurts", "{{ question.nothing.more }}", TOKENIZER, None)
     assert "chest" not in str(caught.value)
+
+
+TURNS = (Turn("One?", "First."), Turn("Two?", "Second."), Turn("Three?", "Third."))
+
+
+def test_turns_stand_as_they_were_said() -> None:
+    """Earlier turns come before the question, in order, without the template and without the space around them."""
+    padded = [Turn(f" {turn.question}\n", f"\n{turn.answer} ") for turn in TURNS]
+    wanted = "<One?>First.<Two?>Second.<Three?>Third.<Q: Why?>"
+    for turns in (TURNS, padded):
+        assert text(prompting.build("Why?", "Q: {{ question }}", TOKENIZER, None, turns)) == wanted
+    assert text(prompting.build("Why?", "Q: {{ question }}", TOKENIZER, None, [Turn("One?")])) == "<One?><Q: Why?>"
+
+
+@given(
+    words=st.lists(
+        st.lists(st.sampled_from(["<", ">", " word ", "{{ 1/0 }}", "\ue000", "\ue001", "\ue002", "\ue003"])).map(
+            "".join
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
+def test_no_special_token_comes_out_of_a_turn(words: list[str]) -> None:
+    """Whatever stands in earlier questions and answers, only the chat's own special tokens are in the prompt."""
+    turns = [Turn(question, answer) for question, answer in zip(words[::2], words[1::2], strict=False)]
+    prompt = prompting.build("Why?", "{{ question }}", TOKENIZER, None, turns)
+    assert special(prompt) == 2 * (len(turns) + 1)
+    said = "".join(f"<{turn.question.strip()}>{turn.answer.strip()}" for turn in turns)
+    assert text(prompt) == f"{said}<Why?>"
+
+
+LATEST = ("<Why?>", "<Three?>Third.<Why?>", "<Two?>Second.<Three?>Third.<Why?>")
+WHOLE = f"<One?>First.{LATEST[2]}"
+
+
+@pytest.mark.parametrize(
+    ("room", "wanted"),
+    [
+        (1000, WHOLE),
+        (len(WHOLE), WHOLE),
+        (len(WHOLE) - 1, LATEST[2]),
+        (len(LATEST[2]), LATEST[2]),
+        (len(LATEST[2]) - 1, LATEST[1]),
+        (len(LATEST[1]) - 1, LATEST[0]),
+        (1, LATEST[0]),
+    ],
+)
+def test_the_latest_turns_that_fit(room: int, wanted: str, version: Callable[[str], AdapterVersion]) -> None:
+    """As many of the latest turns are kept as fit; the question is kept whole, though it may not fit."""
+    adapter = version("a")
+    prompt = prompting.build_within(room, "Why?", "{{ question }}", TOKENIZER, adapter, TURNS)
+    assert (text(prompt), prompt.adapter) == (wanted, adapter)
 
 
 def test_fit_leaves_what_fits() -> None:

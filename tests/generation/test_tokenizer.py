@@ -15,6 +15,7 @@ from hlo.errors import ModelError
 from hlo.generation import prompting
 from hlo.generation.base_model import BaseModel
 from hlo.generation.tokenizer import ChatTokenizer
+from hlo.records import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -141,6 +142,59 @@ def test_without_a_chat_template_the_tokenizer_begins_the_sequence(
     assert special_ids(fast_tokenizer, ids) == {fast_tokenizer.bos_token_id: 1}
     assert ids[0] == fast_tokenizer.bos_token_id
     assert fast_tokenizer.decode(ids) == f"<s>{question}"
+
+
+ROLES = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def roles(tmp_path_factory: pytest.TempPathFactory, tiny_model: BaseModel) -> ChatTokenizer:
+    """The tiny tokenizer with a chat template that writes the roles."""
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(str(tiny_model.folder))
+    fast.chat_template = ROLES
+    folder = tmp_path_factory.mktemp("roles")
+    fast.save_pretrained(folder)
+    return ChatTokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("turns", "wanted"),
+    [
+        ((), ["user: Why?"]),
+        ((Turn("A?", "a."),), ["user: A?", "assistant: a.", "user: Why?"]),
+        (
+            (Turn("A?", "a."), Turn("B?", "b.")),
+            ["user: A?", "assistant: a.", "user: B?", "assistant: b.", "user: Why?"],
+        ),
+        ((Turn("A?"),), ["user: A?\n\nWhy?"]),
+        ((Turn("A?"), Turn("B?")), ["user: A?\n\nB?\n\nWhy?"]),
+        ((Turn("A?"), Turn("B?", "b.")), ["user: A?\n\nB?", "assistant: b.", "user: Why?"]),
+        ((Turn("A?", "a."), Turn("B?")), ["user: A?", "assistant: a.", "user: B?\n\nWhy?"]),
+    ],
+)
+def test_roles_take_turns(turns: tuple[Turn, ...], wanted: list[str], roles: ChatTokenizer) -> None:
+    """User and assistant take turns, oldest first; what was not answered is joined to the user's next words."""
+    assert roles.chat("Why?", turns) == "<s>" + "".join(f"{line}\n" for line in wanted)
+
+
+@SHARED
+@given(said=st.lists(QUESTIONS.filter(str.strip), min_size=1, max_size=5))
+def test_no_special_token_can_be_forged_in_turns(
+    said: list[str], roles: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Earlier questions and answers bring no special token in, and stand in the prompt word for word."""
+    turns = [Turn(question, answer) for question, answer in zip(said[::2], [*said[1::2], ""], strict=False)]
+    ids = prompting.build(said[0], "{{ question }}", roles, None, turns).token_ids
+    assert special_ids(fast_tokenizer, ids) == {fast_tokenizer.bos_token_id: 1}
+    stripped = [Turn(turn.question.strip(), turn.answer.strip()) for turn in turns]
+    assert fast_tokenizer.decode(ids) == roles.chat(said[0].strip(), stripped)
+
+
+def test_without_a_chat_template_turns_stand_a_line_each(plain: ChatTokenizer) -> None:
+    """Without a chat template all that was said stands a line each."""
+    assert plain.chat("Why?", (Turn("A?", "a."), Turn("B?"))) == "A?\na.\nB?\n\nWhy?"
 
 
 def test_raw_recognises_special_tokens(tokenizer: ChatTokenizer, fast_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hlo.errors import EncoderError, HubError
 from hlo.routing.sentence_encoder import SentenceEncoder
 from tests.hub_stub import serving
+from tests.tiny_encoder import sentence_transformer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,26 +23,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of one layer and hidden size 32 with mean pooling, saved by sentence-transformers."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    raw, saved = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "heart", "brain", "pain", "the"]
-    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}, model_max_length=16).save_pretrained(
-        raw
-    )
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(raw)
-    transformer = Transformer(str(raw), max_seq_length=16)
-    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(saved))
+    saved = tmp_path_factory.mktemp("encoder")
+    sentence_transformer(tmp_path_factory.mktemp("bert")).save(str(saved))
     return saved
 
 

@@ -11,6 +11,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 import hlo
+from hlo.pipeline import Policy
 from hlo.testing import EchoEngine
 
 if TYPE_CHECKING:
@@ -61,6 +62,43 @@ def test_ask_pinned_and_overridden(client: Client) -> None:
         },
     ).json()
     assert (body["answer"], body["finish_reason"], body["route"]["pinned_by"]) == ("onc", "length", "request")
+
+
+def test_ask_in_a_conversation(client: Client) -> None:
+    """`turns` are earlier questions and answers; they count in the routing and stand in the prompt."""
+    earlier = [{"question": "Is it my heart?", "answer": "No."}, {"question": "heart pulse"}]
+    body = client.post("/ask", json={"question": "valve numb", "turns": earlier}).json()
+    assert body["answer"] == "cardiology:<Is it my heart?>No.<heart pulse><cardiology: valve numb>"
+    assert client.post("/ask", json={"question": "valve numb", "turns": []}).json()["specialty"] == "neurology"
+    most = [{"question": "heart"}] * 64
+    assert client.post("/ask", json={"question": "valve numb", "turns": most}).status_code == 200
+
+
+def test_a_stream_in_a_conversation(client: Client) -> None:
+    """A streamed answer knows the earlier turns too."""
+    asked = {"question": "valve numb", "turns": [{"question": "heart pulse", "answer": "It beats."}], "stream": True}
+    found = events(client.post("/ask", json=asked).text)
+    assert found[-1][1]["answer"] == "cardiology:<heart pulse>It beats.<cardiology: valve numb>"
+
+
+def test_routes_tell_probabilities(client: Client) -> None:
+    """A route has the probability of each specialty and of none, which sum to one, and what it lies between."""
+    body = client.post("/route", json={"question": "valve numb"}).json()
+    assert body["out_of_scope"] + sum(one["probability"] for one in body["scores"]) == pytest.approx(1)
+    assert (body["status"], body["candidates"]) == ("ambiguous", ["neurology", "cardiology"])
+    assert client.post("/route", json={"question": HEART}).json()["candidates"] == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ask_back(stream: bool, serve: Serve, make_parts: MakeParts) -> None:
+    """Where the operator says so, an ambiguous question is answered over HTTP with which was meant."""
+    response = serve(make_parts(policy=Policy(ambiguous="ask"))).post(
+        "/ask", json={"question": "valve numb", "stream": stream}
+    )
+    body = events(response.text)[-1][1] if stream else response.json()
+    assert body["answer"] == "Your question could be one for Neurology or Cardiology. Which do you mean?"
+    assert (body["specialty"], body["finish_reason"]) == (None, "stop")
+    assert body["usage"] == {"prompt_tokens": 0, "completion_tokens": 0}
 
 
 def test_ask_base(client: Client) -> None:

@@ -125,4 +125,5 @@ def settings(tiny_model: BaseModel, tmp_path: Path, clean_environment: Path) -> 
         device="cpu",
         engine="transformers",
         log_level="error",
+        background=False,  # the tests' questions are of few words, and can be reckoned by hand among each other
     )

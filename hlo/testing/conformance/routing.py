@@ -126,9 +126,10 @@ def catchment(bench: Bench) -> Iterator[Told]:
     if not new:
         return
     thresholds = assemble.thresholds(bench.settings)
-    found = bench.audit = audit(new, list(bench.others.values()), bench.encoder, thresholds, bench.questions)
-    installed = [one for one in found.catchments if one.specialty != NOWHERE]
-    over = [one for one in installed if one.share > bench.max_moved]
+    installed = list(bench.others.values())
+    behind = bench.settings.background
+    found = bench.audit = audit(new, installed, bench.encoder, thresholds, bench.questions, others=behind)
+    over = [one for one in found.catchments if one.specialty != NOWHERE and one.share > bench.max_moved]
     for one in over:
         yield trouble(
             f"`{one.specialty}` would lose {one.lost} of {one.before} questions ({one.share:.1%}; "
@@ -150,6 +151,6 @@ def catchment(bench: Bench) -> Iterator[Told]:
     if not bench.others:
         yield ok("No other specialty is installed.")
     elif not over:
-        worst = next((one for one in installed if one.lost), None)
+        worst = next((one for one in found.catchments if one.specialty != NOWHERE and one.lost), None)
         most = f"; `{worst.specialty}` loses most, {worst.share:.1%}" if worst else ""
         yield ok(f"{len(found.moved)} of {found.questions} questions would go elsewhere than now{most}")
