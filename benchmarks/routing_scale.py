@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 from rich.progress import track
+from threadpoolctl import threadpool_limits
 
 from benchmarks.report import median, tell
 from hlo.records import Adapter, Specialty
@@ -111,6 +112,7 @@ def second_start(specialties: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure, and tell."""
+    threadpool_limits(1, user_api="blas")  # as HLO does
     tell("routing_scale", "What does routing cost but for the encoder?", [compare(n) for n in (10, 100, 1000, 10_000)])
     tell("routing_start", "What does a second start cost?", [second_start(1000)])
 

@@ -104,7 +104,9 @@ class Bank(Struct, frozen=True, eq=False):
         border = len(self.specialties)
         nearness = questions @ self.means.T
         near, far = _nearest(nearness[:, :border], SHORTLIST), _nearest(nearness[:, border:], SHORTLIST) + border
-        together = np.unique(np.concatenate([near, far], axis=1)).size <= 2 * (near.shape[1] + far.shape[1])
+        together = len(questions) == 1 or np.unique(np.concatenate([near, far], axis=1)).size <= 2 * (
+            near.shape[1] + far.shape[1]
+        )
         rows = [slice(0, len(questions))] if together else [slice(row, row + 1) for row in range(len(questions))]
         return [one for some in rows for one in self._judge(questions[some], near[some], far[some], leave_out)]
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+T = TypeVar("T")
+
 
 class _Job(Struct, frozen=True, eq=False):
     questions: tuple[str, ...]
-    done: asyncio.Future[NDArray[np.float32]]
+    then: Callable[[NDArray[np.float32]], Sequence[Any]] | None
+    done: asyncio.Future[Any]
 
 
 class BatchingEncoder:
@@ -38,11 +42,18 @@ class BatchingEncoder:
 
     async def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, shape (questions, dimension). Raises `EncoderError`."""
-        job = _Job(tuple(questions), asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
-        if self._drain is None or self._drain.done():
-            self._drain = asyncio.create_task(self._run())
-        return await job.done
+        vectors: NDArray[np.float32] = await self._do(_Job(tuple(questions), None, self._future()))
+        return vectors
+
+    async def encode_then(
+        self, questions: Sequence[str], then: Callable[[NDArray[np.float32]], Sequence[T]]
+    ) -> Sequence[T]:
+        """What `then` makes of the questions' vectors, one thing for each, in the worker thread.
+
+        It is called once for all questions of a batch that are to have the same. Raises `EncoderError`.
+        """
+        found: Sequence[T] = await self._do(_Job(tuple(questions), then, self._future()))
+        return found
 
     def blocking(self) -> Encoder:
         """The same encoder for other threads; they wait while coroutines' questions go first between two batches."""
@@ -52,12 +63,21 @@ class BatchingEncoder:
         """Stop the worker thread once its batch is done."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
+    @staticmethod
+    def _future() -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    async def _do(self, job: _Job) -> Any:
+        self._jobs.append(job)
+        if self._drain is None or self._drain.done():
+            self._drain = asyncio.create_task(self._run())
+        return await job.done
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._take():
-            questions = [question for job in batch for question in job.questions]
             try:
-                vectors = await loop.run_in_executor(self._worker, self.encoder.encode, questions)
+                results = await loop.run_in_executor(self._worker, self._work, batch)
             except asyncio.CancelledError:
                 for job in batch:
                     job.done.cancel()
@@ -67,11 +87,22 @@ class BatchingEncoder:
                     if not job.done.done():
                         job.done.set_exception(_as_ours(error))
                 continue
-            start = 0
-            for job in batch:
+            for job, result in zip(batch, results, strict=True):
                 if not job.done.done():
-                    job.done.set_result(vectors[start : start + len(job.questions)])
-                start += len(job.questions)
+                    job.done.set_result(result)
+
+    def _work(self, batch: Sequence[_Job]) -> list[Any]:
+        """The results of a batch of jobs; those with the same `then` share one call of it."""
+        vectors = self.encoder.encode([question for job in batch for question in job.questions])
+        ends = list(accumulate(len(job.questions) for job in batch))
+        rows = [range(end - len(job.questions), end) for job, end in zip(batch, ends, strict=True)]
+        results: list[Any] = [vectors[one.start : one.stop] for one in rows]
+        for then in {job.then for job in batch if job.then is not None}:
+            alike = [number for number, job in enumerate(batch) if job.then == then]
+            found = iter(then(vectors[[row for number in alike for row in rows[number]]]))
+            for number in alike:
+                results[number] = tuple(islice(found, len(rows[number])))
+        return results
 
     def _take(self) -> list[_Job]:
         """The next batch: whole jobs, oldest first, without those whose caller has gone."""

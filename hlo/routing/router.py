@@ -54,10 +54,12 @@ class Router:
 
         A later turn stays with the specialty of the turn before it, unless it comes nearer to another.
         """
+        if not earlier:
+            return (await self.route_many([question]))[0]
         asked = [*earlier[-_REMEMBERED:], question]
         vectors = await self._encoder.encode(asked)
         follow_ups: Sequence[float | None] = [None] * len(asked)
-        if self._follow_ups is not None and len(asked) > 1:
+        if self._follow_ups is not None:
             alone = Bank.of([self._follow_ups], dimension=vectors.shape[1]).compare(vectors)
             follow_ups = [one.scores[0].score for one in alone]
         route = Route("out_of_scope", None)
@@ -74,7 +76,7 @@ class Router:
 
     async def compare(self, questions: Sequence[str]) -> tuple[Comparison, ...]:
         """How close each question comes to the specialties and to the background. Raises `EncoderError`."""
-        return self.bank.compare(await self._encoder.encode(questions))
+        return tuple(await self._encoder.encode_then(questions, self.bank.compare))
 
     @property
     def digests(self) -> Mapping[str, str]:

@@ -186,3 +186,37 @@ async def test_a_closed_encoder_says_so() -> None:
     encoder.close()
     with pytest.raises(EncoderError):
         await asyncio.wait_for(encoder.encode(["a"]), timeout=10)
+
+
+async def test_what_follows_the_encoding_is_done_once_for_a_batch_and_off_the_loop() -> None:
+    """Jobs of one batch with the same continuation share a call of it, in the worker, and each gets its own results."""
+    encoder = Gated()
+    batching = BatchingEncoder(encoder, 8)
+    calls: list[tuple[int, int]] = []
+
+    def first(vectors: NDArray[np.float32]) -> list[int]:
+        calls.append((len(vectors), threading.get_ident()))
+        return [int(row.argmax()) for row in vectors]
+
+    def second(vectors: NDArray[np.float32]) -> list[str]:
+        return [f"{len(vectors)}"] * len(vectors)
+
+    try:
+        waiting = asyncio.create_task(batching.encode(["first in line"]))
+        await encoder.until_entered()
+        words = ["heart", "brain", "lung", "skin"]
+        jobs = [batching.encode_then(words[:1], first), batching.encode_then(words[1:3], first)]
+        others = [batching.encode_then(words[3:], second), batching.encode(words[:2])]
+        tasks = [asyncio.create_task(job) for job in (*jobs, *others)]
+        await asyncio.sleep(0)
+        encoder.gate.release(2)
+        one, two, three, vectors = await asyncio.gather(*tasks)
+        await waiting
+    finally:
+        batching.close()
+    wanted = [int(row.argmax()) for row in HashingEncoder().encode(words)]
+    assert [*one, *two] == wanted[:3]
+    assert list(three) == ["1"]
+    np.testing.assert_array_equal(vectors, HashingEncoder().encode(words[:2]))
+    assert [rows for rows, _ in calls] == [3]
+    assert {thread for _, thread in calls} == encoder.threads
