@@ -23,6 +23,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = ("hypothesis>=6.100,<7", "peft>=0.17,<1", "psutil>=6", "pytest>=8.3,<10", "pytest-asyncio>=0.25,<2")
+EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
 BENCHMARKS = ("ask", "red_flags", "routing", "switch")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
@@ -37,7 +38,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
-    _install(session, *TESTING, *QUALITY, "hatchling>=1.27,<2")
+    _install(session, *EXPORT, *TESTING, *QUALITY, "hatchling>=1.27,<2")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -66,11 +67,10 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure: `-- ask`, `-- switch`, … as in benchmarks/; each prints a table and writes JSON to benchmarks/out/."""
-    _install(session, "psutil>=6")
+    _install(session, *EXPORT, "psutil>=6")
     names = session.posargs or BENCHMARKS
     environment = {}
     if "routing" in names:
-        session.install(".[export]")
         environment["PEER_PYTHON"] = _peer(session)
     for name in names:
         session.run("python", "-m", f"benchmarks.{name}", env=environment)
@@ -93,7 +93,7 @@ def _install(session: nox.Session, *requirements: str) -> None:
     editable = [part for path in PLUGINS for part in ("-e", path)]
     # torch first and by itself: left to the others, pip may take a build with gigabytes of CUDA.
     session.install(TORCH, *index)
-    session.install("-e", ".[cpu,export,offline,otel]", *editable, *requirements, *index)
+    session.install("-e", ".[cpu,offline,otel]", *editable, *requirements, *index)
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED, silent=True)
 
 

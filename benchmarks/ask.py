@@ -15,17 +15,15 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import aclosing
 
 import httpx
-import uvicorn
 from rich.progress import track
 
 from benchmarks.report import median, tell
-from hlo.assemble import Report, Runtime, assemble
+from benchmarks.serving import serving
+from hlo.assemble import Runtime, assemble
 from hlo.generation import prompting
 from hlo.generation.tokenizer import ChatTokenizer
 from hlo.records import Prompt, Sampling
-from hlo.service.app import create_app
-from hlo.service.state import Service
-from hlo.settings import Settings, load_settings
+from hlo.settings import load_settings
 from hlo.telemetry.metrics import Metrics
 
 TOKENS = 32
@@ -83,22 +81,12 @@ async def run() -> None:
         runtime = await assemble(settings, Metrics(), lambda stage: print(stage, flush=True))
         started = time.perf_counter() - clock
         print(f"ready after {started:.1f} s")
-
-        async def start(_: Settings, __: Metrics, ___: Report) -> Runtime:
-            return runtime
-
-        server = uvicorn.Server(uvicorn.Config(create_app(Service(settings, start)), port=0, log_level="warning"))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.05)
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        rows = await measure(runtime, url)
+        async with serving(runtime) as url:
+            rows = await measure(runtime, url)
         rows[0]["start-up s"] = started
         for row in rows[1:]:
             row["start-up s"] = ""
         tell("ask", "What does /ask cost over the engine driven directly?", rows)
-        server.should_exit = True
-        await serving
 
 
 async def measure(runtime: Runtime, url: str) -> list[dict[str, object]]:

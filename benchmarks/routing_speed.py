@@ -11,22 +11,18 @@ import itertools
 import json
 import multiprocessing
 import re
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import uvicorn
 from rich.console import Console
 
 from benchmarks.report import median, tell
 from benchmarks.routing import DATA, PLAIN, Row, ask_peer, read
-from hlo.assemble import Report, Runtime, assemble, declarations
+from benchmarks.serving import serving
+from hlo.assemble import Runtime, assemble, declarations
 from hlo.routing import onnx_export, sentence_encoder
-from hlo.service.app import create_app
-from hlo.service.server import SWITCH_INTERVAL_S
-from hlo.service.state import Service
 from hlo.settings import Settings, load_settings
 from hlo.telemetry.metrics import Metrics
 
@@ -87,37 +83,26 @@ async def router_times(runtime: Runtime) -> tuple[float, float]:
 
 async def measure(settings: Settings, label: str) -> list[dict[str, object]]:
     """One encoder's rows."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as `hlo serve` does
     runtime = await assemble(settings, Metrics(), lambda stage: print(stage, flush=True))
-
-    async def start(_: Settings, __: Metrics, ___: Report) -> Runtime:
-        return runtime
-
-    server = uvicorn.Server(uvicorn.Config(create_app(Service(settings, start)), port=0, log_level="warning"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.05)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     rows: list[dict[str, object]] = []
-    alone, whole = await router_times(runtime)
     loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        await loop.run_in_executor(pool, http_rate, url, 2, 1.0)
-        for clients in CLIENTS:
-            rate, lone = await loop.run_in_executor(pool, http_rate, url, clients, SECONDS)
-            rows.append(
-                {
-                    "what": label,
-                    "clients": clients,
-                    "questions per s": rate,
-                    "median ms": lone,
-                    "encoder ms": alone if clients == 1 else "",
-                    "router ms": whole if clients == 1 else "",
-                    "router / encoder": whole / alone if clients == 1 else "",
-                }
-            )
-    server.should_exit = True
-    await serving
+    async with serving(runtime) as url:
+        alone, whole = await router_times(runtime)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            await loop.run_in_executor(pool, http_rate, url, 2, 1.0)
+            for clients in CLIENTS:
+                rate, lone = await loop.run_in_executor(pool, http_rate, url, clients, SECONDS)
+                rows.append(
+                    {
+                        "what": label,
+                        "clients": clients,
+                        "questions per s": rate,
+                        "median ms": lone,
+                        "encoder ms": alone if clients == 1 else "",
+                        "router ms": whole if clients == 1 else "",
+                        "router / encoder": whole / alone if clients == 1 else "",
+                    }
+                )
     return rows
 
 

@@ -88,7 +88,7 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
         await engine.close()
         raise
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
-    edition = make_edition(settings, found, encoder, groups, others, calls)
+    edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     announce(found, metrics)
     pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing)
     return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing)
@@ -244,19 +244,21 @@ def make_router(settings: Settings, encoder: BatchingEncoder, groups: Sequence[G
     thresholds of the settings. In production it is an error. Raises `CalibrationError`.
     """
     among = Bank.of(groups, background.uncovered(others, groups), dimension=encoder.encoder.dimension)
-    plain = Router(encoder, among, Scale(), thresholds(settings), others.follow_ups)
+    router = Router(encoder, among, Scale(), thresholds(settings), others.follow_ups)
     if settings.calibration is None:
-        return plain
+        return router
     made = calibration.load(settings.calibration)
-    reason = calibration.check(made, encoder.encoder.fingerprint, plain.digests, plain.background_digest)
+    reason = calibration.check(made, encoder.encoder.fingerprint, router.digests, router.background_digest)
     if reason is None:
-        basis = Basis("calibration", made.made, made.tolerated_error, made.confidence)
-        return Router(encoder, among, made.scale, made.thresholds, others.follow_ups, basis)
+        router.scale, router.thresholds = made.scale, made.thresholds
+        router.basis = Basis("calibration", made.made, made.tolerated_error, made.confidence)
+        return router
     remedy = "Make another with `hlo route calibrate`, or unset HLO_CALIBRATION."
     if settings.mode == "production":
         raise CalibrationError(f"The calibration `{settings.calibration}` does not hold. {reason}", remedy=remedy)
     logger.warning("refused the calibration %s: %s %s", settings.calibration, reason, remedy)
-    return Router(encoder, among, Scale(), thresholds(settings), others.follow_ups, Basis(refused=reason))
+    router.basis = Basis(refused=reason)
+    return router
 
 
 def make_edition(
@@ -352,6 +354,7 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
         shutdown_grace_s=settings.shutdown_grace_s,
         log_level=settings.log_level,
+        arguments=settings.engine_arguments,
     )
     return await start(options)
 

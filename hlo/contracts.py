@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -42,6 +42,7 @@ class EngineOptions(Struct, frozen=True):
 
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
     adapter that changes nothing, for an engine that can not compute a request without one right beside others.
+    `arguments` are the operator's own, in the engine's words, and come before all else.
     """
 
     model: Path
@@ -61,6 +62,7 @@ class EngineOptions(Struct, frozen=True):
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
     log_level: str = "warning"
+    arguments: Mapping[str, Any] = {}
 
 
 class EngineInfo(Struct, frozen=True):

@@ -12,7 +12,7 @@ from hlo import assemble, catalog, plugins
 from hlo.assemble import Runtime
 from hlo.catalog import Catalog, Entry
 from hlo.edition import Edition
-from hlo.errors import AdapterError, HLOError
+from hlo.errors import AdapterError, CalibrationError, HLOError
 from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Refusal
 from hlo.routing import bank
@@ -96,9 +96,15 @@ class Reloader:
             pending = pending[room:]
             before = runtime.pipeline.edition
             now = Catalog(dict(sorted(served.items())), tuple(refusals), found.off)
-            runtime.pipeline.edition = assemble.make_edition(
-                settings, now, runtime.encoder, _groups(now, found, groups, old), runtime.background, calls
-            )
+            own = _groups(now, found, groups, old)
+            try:
+                # Compares the whole background with the specialties: not on the event loop either.
+                runtime.pipeline.edition = await asyncio.to_thread(
+                    assemble.make_edition, settings, now, runtime.encoder, own, runtime.background, calls
+                )
+            except CalibrationError:  # all is served as before, so what was loaded for nothing leaves again
+                await self._retire(now, calls)
+                raise
             if not pending:
                 break
             await self._leave(before)
@@ -124,13 +130,17 @@ class Reloader:
     async def _leave(self, old: Edition) -> None:
         """Wait until nobody uses `old`; take out of the engine what only it had, and stop its hooks."""
         await old.drained()
+        await self._retire(old.catalog, old.hooks)
+
+    async def _retire(self, found: Catalog, hooks: HookCalls) -> None:
+        """Take out of the engine what is not served, and stop the hooks unless they are in use."""
         now = self._runtime.pipeline.edition
         present = _versions(now.catalog)
-        for name, version in _versions(old.catalog).items():
+        for name, version in _versions(found).items():
             if name not in present:
                 await self._runtime.pipeline.engine.unload(version)
-        if old.hooks is not now.hooks:
-            await asyncio.to_thread(old.hooks.close, self._runtime.settings.shutdown_grace_s)
+        if hooks is not now.hooks:
+            await asyncio.to_thread(hooks.close, self._runtime.settings.shutdown_grace_s)
 
 
 def _versions(found: Catalog) -> dict[str, AdapterVersion]:

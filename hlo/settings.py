@@ -6,6 +6,7 @@ Unknown keys are refused by name. The names `MODEL_NAME`, `ADAPTER_PATH` and `QU
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from hlo.errors import SettingsError
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
     max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+    engine_arguments: dict[str, Any] = Field(
+        default={}, description="Further arguments of vLLM's AsyncEngineArgs, as JSON; they come before HLO's own."
+    )
 
     # Plugins
     plugins: str = Field(
@@ -144,6 +148,11 @@ class Settings(BaseSettings):
     )
     shutdown_grace_s: int = Field(default=20, ge=0, description="Seconds in which running answers may finish.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+
+    @field_validator("engine_arguments", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value  # a command's option
 
     @model_validator(mode="after")
     def _quantize_means_bitsandbytes(self) -> Settings:

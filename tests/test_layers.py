@@ -32,7 +32,7 @@ FACE = ("__init__", "__main__")
 # Only what stands above every module that the face imports may import the face.
 ABOVE_THE_FACE = ("cli", "service", "testing", "reload", "assemble", "pipeline")
 ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
-    "vllm": "generation/vllm_engine.py",
+    "vllm": "generation/vllm_engine/",
     "sentence_transformers": "routing/sentence_encoder.py",
     "litestar": "service/",
     "opentelemetry.sdk": "telemetry/",

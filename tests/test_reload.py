@@ -14,7 +14,8 @@ import pytest
 from hlo import assemble, plugins
 from hlo.assemble import Runtime
 from hlo.catalog import Catalog, Entry
-from hlo.errors import HLOError, PluginError
+from hlo.edition import Edition
+from hlo.errors import CalibrationError, HLOError, PluginError
 from hlo.plugins import Hooks
 from hlo.plugins.hooks import Hook
 from hlo.records import Adapter, AdapterVersion, Answer, Embeddings, Question, Refusal, Screening, Specialty, Turn
@@ -273,6 +274,27 @@ async def test_a_conversation_outlives_a_reload(parts: Parts, world: World) -> N
     await Reloader(runtime).reload()
     assert (await ask(runtime, "and at night?")).specialty is None
     assert (await ask(runtime, "and at night?", turns=(Turn("heart chest pain"),))).specialty == "cardiology"
+
+
+async def test_a_reload_that_breaks_the_calibration_changes_nothing(
+    parts: Parts, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In production a calibration that would not hold fails the reload; what was loaded for it leaves the engine."""
+    runtime, reloader = made(parts)
+    edition, loaded = runtime.pipeline.edition, dict(parts.engine.loaded)
+    world.entries.append(entry("dermatology"))
+
+    def refuse(*_: object) -> Edition:
+        assert len(parts.engine.loaded) == len(loaded) + 1
+        raise CalibrationError("The calibration does not hold.", remedy="Make another.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "make_edition", refuse)
+        with pytest.raises(CalibrationError):
+            await reloader.reload()
+    assert runtime.pipeline.edition is edition
+    assert parts.engine.loaded == loaded
+    assert (await reloader.reload()).added == ("dermatology",)
 
 
 async def test_embeddings_of_another_encoder_are_refused(parts: Parts, world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from hlo.cli import findings
 from hlo.cli.options import read, settings_options
-from hlo.errors import SettingsError
+from hlo.cli.pages import check_writable, write
 
 if TYPE_CHECKING:
     from hlo.testing.catchment import Audit
@@ -66,7 +65,7 @@ def command(
 
     asked = read_questions(questions) if questions else ()
     if report:
-        _check_writable(report)
+        check_writable(report)
     # What a plugin prints must not get into the JSON.
     with contextlib.redirect_stdout(sys.stderr), find(path_or_name) as subject:
         with Console(stderr=True).status(f"examining {subject.place}") as status:
@@ -81,7 +80,7 @@ def command(
         page = _page(subject, done, settings.model, settings.encoder, max_moved) if report else ""
         told = _as_json(subject, done)
     if report:
-        _write(report, page)
+        write(report, page)
     if as_json:
         click.echo(msgspec.json.encode(told).decode())
     else:
@@ -91,14 +90,6 @@ def command(
             _draw_shares(done.audit)
     if done.trouble:
         raise SystemExit(1)
-
-
-def _check_writable(file: Path) -> None:
-    """Raise `SettingsError` before minutes are spent on what could not be written down."""
-    if not file.absolute().parent.is_dir() or not os.access(file.absolute().parent, os.W_OK):
-        raise SettingsError(
-            f"The report can not be written to `{file}`.", remedy="Name a file in a folder that is there."
-        )
 
 
 def _page(subject: Subject, done: Examination, model: str, encoder: str, max_moved: float) -> str:
@@ -114,15 +105,6 @@ def _page(subject: Subject, done: Examination, model: str, encoder: str, max_mov
         encoder=encoder,
         max_moved=max_moved,
     )
-
-
-def _write(file: Path, page: str) -> None:
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(
-            f"The report can not be written to `{file}`: {error.strerror}.", remedy="Name another file."
-        ) from error
 
 
 def _as_json(subject: Subject, done: Examination) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlo.cli.options import read, settings_options
+from hlo.cli.pages import check_writable
 
 if TYPE_CHECKING:
     from hlo.routing.calibration import Calibration
@@ -58,7 +59,7 @@ def command(file: Path, tolerate: float, confidence: float, reject: float, out: 
     settings = read(options).model_copy(update={"calibration": None})
     from datetime import UTC, datetime
 
-    from hlo.cli.route_comparing import check_writable, compare
+    from hlo.cli.route_comparing import compare
     from hlo.routing import calibration, fitting
 
     check_writable(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +58,3 @@ async def _compare(file: Path, questions: tuple[Labelled, ...], settings: Settin
     finally:
         encoder.close()
     return Compared(questions, tuple(found), router, encoder.encoder)
-
-
-def check_writable(file: Path) -> None:
-    """Raise `SettingsError` before minutes are spent on what could not be written down."""
-    folder = file.absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise SettingsError(f"`{file}` can not be written.", remedy="Name a file in a folder that is there.")

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlo.cli.options import read, settings_options
-from hlo.errors import SettingsError
+from hlo.cli.pages import check_writable, write
 
 if TYPE_CHECKING:
     from hlo.routing.evaluation import Evaluation
@@ -33,7 +33,7 @@ def command(file: Path, html: Path | None, as_json: bool, **options: Any) -> Non
     """
     options["log_level"] = options["log_level"] or "warning"
     settings = read(options)
-    from hlo.cli.route_comparing import check_writable, compare
+    from hlo.cli.route_comparing import compare
     from hlo.routing.evaluation import evaluate
 
     if html:
@@ -54,18 +54,11 @@ def command(file: Path, html: Path | None, as_json: bool, **options: Any) -> Non
             scale=router.scale,
             thresholds=router.thresholds,
         )
-        _write(html, page)
+        write(html, page)
     if as_json:
         click.echo(msgspec.json.encode(done).decode())
     else:
         _draw(done)
-
-
-def _write(file: Path, page: str) -> None:
-    try:
-        file.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"`{file}` can not be written: {error.strerror}.", remedy="Name another file.") from error
 
 
 def _draw(done: Evaluation) -> None:

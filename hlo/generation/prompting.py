@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import secrets
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -68,11 +69,16 @@ def build_within(
     turns: Sequence[Turn],
 ) -> Prompt:
     """Build the prompt with as many of the latest turns as fit into `room` tokens; without any, it may be longer."""
-    while True:
-        prompt = build(question, template, tokenizer, adapter, turns)
-        if len(prompt.token_ids) <= room or not turns:
-            return prompt
-        turns = turns[1:]
+    prompt = build(question, template, tokenizer, adapter, turns)
+    if len(prompt.token_ids) <= room or not turns:
+        return prompt
+
+    def fits(dropped: int) -> bool:
+        return len(build(question, template, tokenizer, adapter, turns[dropped:]).token_ids) <= room
+
+    # By halves: a long conversation, tokenised once for each turn that leaves, would hold up everybody's answers.
+    fewest = bisect_left(range(1, len(turns)), True, key=fits) + 1
+    return build(question, template, tokenizer, adapter, turns[fewest:])
 
 
 def raw(text: str, tokenizer: Tokenizer, adapter: AdapterVersion | None) -> Prompt:

@@ -35,8 +35,8 @@ class Background(Struct, frozen=True, eq=False):
     def load(cls, encoder: Encoder) -> Background:
         """All of it, embedded. Raises `EncoderError`."""
         groups = tuple(embedded(name, texts, encoder) for name, texts in _read("background.toml"))
-        follow_ups = (embedded(name, texts, encoder) for name, texts in _read("follow_ups.toml"))
-        return cls(groups, next(follow_ups))
+        ((name, texts),) = _read("follow_ups.toml")
+        return cls(groups, embedded(name, texts, encoder))
 
 
 def uncovered(background: Background, specialties: Sequence[Group]) -> tuple[Group, ...]:

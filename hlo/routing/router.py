@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
@@ -13,6 +13,10 @@ from hlo.records import Route
 from hlo.routing.bank import Bank, Comparison, Group
 from hlo.routing.batching import BatchingEncoder
 from hlo.routing.decision import Scale, Thresholds, decide, decide_later
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _REMEMBERED = 8  # earlier turns that are looked at: each is encoded anew, since nothing is kept of a conversation
 
@@ -40,14 +44,13 @@ class Router:
         scale: Scale,
         thresholds: Thresholds,
         follow_ups: Group | None = None,
-        basis: Basis = Basis(),  # noqa: B008 - frozen
     ) -> None:
         self._encoder = encoder
-        self._follow_ups = follow_ups
+        self._follow_ups = Bank.of([follow_ups], dimension=follow_ups.examples.shape[1]) if follow_ups else None
         self.bank = bank
         self.scale = scale
         self.thresholds = thresholds
-        self.basis = basis
+        self.basis = Basis()
 
     async def route(self, question: str, earlier: Sequence[str] = ()) -> Route:
         """Route one question, the `earlier` ones of its conversation before it, oldest first. Raises `EncoderError`.
@@ -56,14 +59,9 @@ class Router:
         """
         if not earlier:
             return (await self.route_many([question]))[0]
-        asked = [*earlier[-_REMEMBERED:], question]
-        vectors = await self._encoder.encode(asked)
-        follow_ups: Sequence[float | None] = [None] * len(asked)
-        if self._follow_ups is not None:
-            alone = Bank.of([self._follow_ups], dimension=vectors.shape[1]).compare(vectors)
-            follow_ups = [one.scores[0].score for one in alone]
         route = Route("out_of_scope", None)
-        for comparison, follow_up in zip(self.bank.compare(vectors), follow_ups, strict=True):
+        asked = [*earlier[-_REMEMBERED:], question]
+        for comparison, follow_up in await self._encoder.encode_then(asked, self._compare_turns):
             if route.specialty is None:
                 route = decide(comparison, self.scale, self.thresholds)
             else:
@@ -77,6 +75,13 @@ class Router:
     async def compare(self, questions: Sequence[str]) -> tuple[Comparison, ...]:
         """How close each question comes to the specialties and to the background. Raises `EncoderError`."""
         return tuple(await self._encoder.encode_then(questions, self.bank.compare))
+
+    def _compare_turns(self, questions: NDArray[np.float32]) -> list[tuple[Comparison, float | None]]:
+        """What `compare` gives, each with how near the question comes to what people say when they go on."""
+        follow_ups: list[float | None] = [None] * len(questions)
+        if self._follow_ups is not None:
+            follow_ups = [one.scores[0].score for one in self._follow_ups.compare(questions)]
+        return list(zip(self.bank.compare(questions), follow_ups, strict=True))
 
     @property
     def digests(self) -> Mapping[str, str]:

@@ -22,13 +22,11 @@ from hlo.routing import background, bank, labelled
 from hlo.routing.background import Background
 from hlo.routing.bank import Bank, Group
 from hlo.routing.decision import Scale, Thresholds, decide
+from hlo.routing.evaluation import NOWHERE, Confusion
 from hlo.testing.remembering import Remembering
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-NOWHERE = "out_of_scope"
-"""What stands in the place of a specialty's name for questions that go to none."""
 
 UNKNOWN = "(your questions)"
 """What stands in the place of a specialty's name for an operator's questions that do not say whose they are."""
@@ -98,14 +96,6 @@ class Home(Struct, frozen=True):
     def share(self) -> float:
         """The share that comes home, from 0 to 1."""
         return self.home / self.examples if self.examples else 0.0
-
-
-class Confusion(Struct, frozen=True):
-    """How many questions of each row's specialty go to each column's, the new specialties being there."""
-
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
 
 
 class Audit(Struct, frozen=True):

@@ -12,7 +12,8 @@ from html import escape
 
 import hlo
 from hlo.records import Finding
-from hlo.testing import catchment, page
+from hlo.routing.evaluation import NOWHERE
+from hlo.testing import page
 from hlo.testing.catchment import Audit, Catchment, Home, Moved
 from hlo.testing.conformance import Examination
 
@@ -110,7 +111,7 @@ def _catchments(catchments: Sequence[Catchment], max_moved: float, *, given: boo
     widest = max([one.share for one in catchments] + [max_moved, 0.01])
     rows = []
     for one in catchments:
-        over = one.share > max_moved and one.specialty != catchment.NOWHERE
+        over = one.share > max_moved and one.specialty != NOWHERE
         yours = f'<td class="number">{one.given_lost:,} of {one.given:,}</td>' if given else ""
         rows.append(
             f'<tr><th scope="row">{escape(one.specialty)}</th><td class="number">{one.before:,}</td>'
@@ -145,8 +146,8 @@ def _bar(share: float, *, home: bool = False) -> str:
 def _moved(moved: Sequence[Moved]) -> str:
     rows = [
         f'<tr><td class="words">{escape(one.question)}</td><td>{escape(one.owner or "not said")}'
-        f"{' (yours)' if one.given else ''}</td><td>{escape(one.before or catchment.NOWHERE)}</td>"
-        f'<td class="number">{one.score_before:.3f}</td><td>{escape(one.after or catchment.NOWHERE)}</td>'
+        f"{' (yours)' if one.given else ''}</td><td>{escape(one.before or NOWHERE)}</td>"
+        f'<td class="number">{one.score_before:.3f}</td><td>{escape(one.after or NOWHERE)}</td>'
         f'<td class="number">{one.score_after:.3f}</td></tr>'
         for one in moved
     ]

@@ -15,8 +15,9 @@ from hlo.records import Adapter, Embeddings, Specialty
 from hlo.routing.background import Background
 from hlo.routing.bank import CONCENTRATION, embedded
 from hlo.routing.decision import Thresholds
+from hlo.routing.evaluation import NOWHERE
 from hlo.testing import HashingEncoder
-from hlo.testing.catchment import NOWHERE, UNKNOWN, Asked, Audit, audit, read_questions
+from hlo.testing.catchment import UNKNOWN, Asked, Audit, audit, read_questions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,8 +9,9 @@ import numpy as np
 
 from hlo import assemble
 from hlo.records import Specialty
+from hlo.routing.evaluation import NOWHERE
 from hlo.scaffold import starter_examples
-from hlo.testing.catchment import NOWHERE, all_examples, audit
+from hlo.testing.catchment import all_examples, audit
 from hlo.testing.conformance.bench import Bench, Told, ok, trouble, warning
 
 FEWEST_EXAMPLES = 10

