@@ -6,6 +6,14 @@ from hlo.contracts import EngineOptions
 from hlo.errors import AdapterError
 from hlo.records import AdapterVersion
 
+# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def engine_rank(rank: int) -> int:
+    """The rank that an engine's buffers have for adapters of at most `rank`."""
+    return next((one for one in _RANKS if one >= rank), rank)
+
 
 def check_room(adapter: AdapterVersion, options: EngineOptions, loaded: int, highest: int) -> None:
     """Raise `AdapterError` for an adapter that an engine with `loaded` others was not started for.

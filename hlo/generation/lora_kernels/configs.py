@@ -86,7 +86,7 @@ class Chooser:
         return frozenset(self._tuned)
 
     def _choose(self, layer: Layer, tokens: int) -> Config:
-        """The configuration tuned for the next larger batch of the same kind of tiles, else the largest, else by rule."""
+        """What was tuned for the next larger batch with tiles of the same size, else for the largest, else by rule."""
         alike = [one for one in self._tuned.get(layer, ()) if (one.tokens > SMALL) == (tokens > SMALL)]
         near = next((one for one in alike if one.tokens >= tokens), alike[-1] if alike else None)
         return near.config if near else by_rule(layer, tokens)

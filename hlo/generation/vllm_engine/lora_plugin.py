@@ -68,14 +68,7 @@ def _fits() -> bool:
 
 
 def _differences() -> str:
-    from vllm.lora.layers.base import BaseLayerWithLoRA
-    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-    from vllm.lora.ops.triton_ops import LoRAKernelMeta
-    from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
-
-    classes = {
-        one.__name__: one for one in (PunicaWrapperGPU, BaseLinearLayerWithLoRA, BaseLayerWithLoRA, LoRAKernelMeta)
-    }
+    classes = _classes()
     for name, arguments in _KNOWN.items():
         owner, _, method = name.partition(".")
         found = getattr(classes[owner], method, None)
@@ -87,3 +80,13 @@ def _differences() -> str:
     import hlo.generation.vllm_engine.punica  # noqa: F401 - what it imports must be there too
 
     return ""
+
+
+def _classes() -> dict[str, type]:
+    from vllm.lora.layers.base import BaseLayerWithLoRA
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+    from vllm.lora.ops.triton_ops import LoRAKernelMeta
+    from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
+
+    known = (PunicaWrapperGPU, BaseLinearLayerWithLoRA, BaseLayerWithLoRA, LoRAKernelMeta)
+    return {one.__name__: one for one in known}

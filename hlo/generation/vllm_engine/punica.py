@@ -19,7 +19,7 @@ from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 
 from hlo.generation.lora_kernels import configs, ops
 from hlo.generation.lora_kernels.batch import Batch
-from hlo.generation.lora_kernels.tiles import NO_ADAPTER
+from hlo.generation.lora_kernels.tiles import slots_of
 from hlo.generation.vllm_engine.lora_plugin import wanted
 
 logger = logging.getLogger("hlo")
@@ -64,17 +64,6 @@ class HloPunicaWrapper(PunicaWrapperGPU):  # type: ignore[misc]
     def hlo_idle(self) -> bool:
         """Whether no token of the step has an adapter."""
         return bool(self.token_mapping_meta.no_lora_flag_cpu.item())
-
-
-def slots_of(ids: np.ndarray[Any, np.dtype[np.int64]], slots: list[int | None]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The slots of adapters by number, shape (tokens,); 0 is no adapter. Raises ValueError for one without a slot."""
-    known = np.array([one if one is not None else 0 for one in slots], dtype=np.int64)
-    order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)
-    found = np.where(ids > 0, order[place], NO_ADAPTER)
-    if not np.array_equal(known[found[ids > 0]], ids[ids > 0]):
-        raise ValueError("an adapter of this batch is in no slot")
-    return found
 
 
 def _compute(self: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -8,11 +8,9 @@ from typing import Any
 
 from hlo.contracts import EngineOptions
 from hlo.errors import EngineError, ModelError, SettingsError
+from hlo.generation.room import engine_rank
 from hlo.generation.vllm_engine import lora_plugin
 from hlo.generation.vllm_engine.installed import version
-
-# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def prepare_environment(options: EngineOptions) -> None:
@@ -42,7 +40,7 @@ def construct(options: EngineOptions) -> Any:
             # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
             "max_loras": slots,
             "max_cpu_loras": slots,
-            "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
+            "max_lora_rank": engine_rank(options.rank),
             "lora_target_modules": list(options.kinds),
         }
         if options.lora_kernels == "hlo":
