@@ -1,0 +1,1 @@
+"""Makes 8-bit checkpoints of base models, and reads them."""
