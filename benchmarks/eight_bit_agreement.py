@@ -43,14 +43,14 @@ def prompts_of(count: int) -> list[list[int]]:
 
 
 def compare(told: Mapping[str, Answers]) -> list[dict[str, Any]]:
-    """A row for each pair that matters: everyone with bf16, and everyone with bitsandbytes' own path."""
-    rows = [_row(name, other, told) for other in ("bf16", "bitsandbytes") for name in told if name != other]
-    return [row for row in rows if row] or [{"weights": name, "perplexity": _perplexity(told[name])} for name in told]
+    """A row for each pair that matters: everyone with bf16, and every other one with bitsandbytes' own path."""
+    pairs = [(name, "bf16") for name in told if name != "bf16"]
+    pairs += [(name, "bitsandbytes") for name in told if name not in ("bf16", "bitsandbytes")]
+    rows = [_row(name, other, told) for name, other in pairs if other in told]
+    return rows or [{"weights": name, "perplexity": _perplexity(told[name])} for name in told]
 
 
 def _row(name: str, other: str, told: Mapping[str, Answers]) -> dict[str, Any]:
-    if other not in told:
-        return {}
     a, b = told[name], told[other]
     pairs = [(x, y) for p, q in zip(a.tokens, b.tokens, strict=True) for x, y in zip(p, q, strict=True)]
     errors = [
@@ -68,10 +68,10 @@ def _row(name: str, other: str, told: Mapping[str, Answers]) -> dict[str, Any]:
     return {
         "weights": name,
         "against": other,
-        "likeliest token same": sum(likeliest) / len(likeliest),
-        "first token same": sum(first) / len(first),
-        "greedy answer same": sum(x == y for x, y in pairs) / len(pairs),
-        "log-prob. error, rms": math.sqrt(sum(one * one for one in errors) / len(errors)),
+        "same best token": sum(likeliest) / len(likeliest),
+        "first same": sum(first) / len(first),
+        "greedy same": sum(x == y for x, y in pairs) / len(pairs),
+        "log-p error rms": math.sqrt(sum(one * one for one in errors) / len(errors)),
         "at most": max(abs(one) for one in errors),
         "perplexity": _perplexity(a),
         "other's": _perplexity(b),

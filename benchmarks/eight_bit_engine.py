@@ -99,6 +99,7 @@ def _run(pipe: Connection, arguments: dict[str, Any], adapters: list[Path], kv_b
     pipe.send(weights | {"started_s": time.perf_counter() - clock})
     while (told := pipe.recv())[0] != "stop":
         pipe.send(_measure(llm, told[1], adapters) if told[0] == "measure" else _answer(llm, told[1], told[2]))
+    llm.llm_engine.engine_core.shutdown()
 
 
 def _start(arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: bool) -> Any:

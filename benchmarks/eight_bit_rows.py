@@ -17,9 +17,9 @@ ROWS = ("bf16", "int8", "int8_weight_only", "fp8_per_channel", "bitsandbytes")
 _FORMS = {"int8": compressed.W8A8, "int8_weight_only": compressed.WEIGHT_ONLY}
 
 
-def missing(name: str, *, gpu: bool) -> str:
+def missing(name: str, *, gpu: bool, lora: bool) -> str:
     """Why a row can not be had here; empty if it can."""
-    if name in _FORMS and not gpu:
+    if name in _FORMS and lora and not gpu:
         return "compressed-tensors int8 does not work with LoRA on CPUs"
     if name == "bitsandbytes":
         for package in ("bitsandbytes", "vllm-bnb-plugin"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from vllm.model_executor.layers.linear import LinearBase
 
 from hlo.generation.vllm_engine import int8_loader  # noqa: F401 - registers the load format before the model is read
+
+# bitsandbytes warns in each layer of each step that it computes in float16.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 class HloWorker:
