@@ -1,1 +1,1 @@
-"""Makes 8-bit checkpoints of base models, and reads them."""
+"""8-bit checkpoints of base models: made with bitsandbytes, measured, and read by the engines."""
