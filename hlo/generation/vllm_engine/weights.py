@@ -25,24 +25,23 @@ class Weights(Struct, frozen=True):
 
 def verify(workers: Sequence[Mapping[str, Any]], plan: Plan) -> Weights:
     """What `HloWorker.hlo_weights` found on each device, when it is what was asked for. Raises `EngineError`."""
-    linear: dict[str, dict[str, int]] = {}
-    for worker in workers:
-        for dtype, row in worker["linear"].items():
-            into = linear.setdefault(dtype, dict.fromkeys(row, 0))
-            for key, value in row.items():
-                into[key] += value
-    told = ", ".join(f"{row['layers']} in {dtype}" for dtype, row in linear.items()) or "none"
-    eight = {dtype: row for dtype, row in linear.items() if dtype in plan.dtypes}
-    rows = (eight or linear).values()
-    bits = 8 * sum(row["bytes"] for row in rows) / max(1, sum(row["values"] for row in rows))
+    found = [_verify(worker["linear"], plan) for worker in workers]
+    dtype, bits = max(found, key=lambda one: one[1])
+    return Weights(sum(worker["bytes"] for worker in workers), dtype, round(bits, 2))
+
+
+def _verify(linear: Mapping[str, Mapping[str, int]], plan: Plan) -> tuple[str, float]:
+    """The dtype that most of one device's linear layers are in, and bits for each of their weights."""
+    wanted = {dtype: row for dtype, row in linear.items() if dtype in plan.dtypes or not plan.dtypes}
+    bits = 8 * sum(row["bytes"] for row in wanted.values()) / max(1, sum(row["values"] for row in wanted.values()))
     if plan.dtypes:
-        other = sum(row["values"] for dtype, row in linear.items() if dtype not in eight)
-        if not eight or other > plan.kept:
+        other = sum(row["values"] for dtype, row in linear.items() if dtype not in wanted)
+        if not wanted or other > plan.kept:
+            told = ", ".join(f"{row['layers']} in {dtype}" for dtype, row in linear.items()) or "none"
             raise _wrong(plan, f"vLLM has these linear layers: {told}")
         if not _LEAST <= bits <= _MOST:
             raise _wrong(plan, f"vLLM keeps a weight of its linear layers in {bits:.1f} bits")
-    largest = max(eight or linear, key=lambda dtype: linear[dtype]["bytes"], default="none")
-    return Weights(sum(worker["bytes"] for worker in workers), largest, round(bits, 2))
+    return max(wanted, key=lambda dtype: wanted[dtype]["bytes"], default="none"), bits
 
 
 def _wrong(plan: Plan, found: str) -> EngineError:
