@@ -31,13 +31,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def eight_bit(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the int8 checkpoint, with two of the embedded adapters."""
-    settings = {
-        "HLO_MODEL": str(checkpoint),
-        "HLO_ADAPTER_PATH": str(embedded_root() / "adapters"),
-        "HLO_PLUGINS": "cardiology,neurology",
-        "QUANTIZE": "true",
-    }
-    with running(tmp_path_factory.mktemp("server"), **settings) as started:
+    with running(
+        tmp_path_factory.mktemp("server"),
+        HLO_MODEL=str(checkpoint),
+        HLO_ADAPTER_PATH=str(embedded_root() / "adapters"),
+        HLO_PLUGINS="cardiology,neurology",
+        QUANTIZE="true",
+    ) as started:
         yield started
 
 
