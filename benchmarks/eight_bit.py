@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from benchmarks import shapes
 from benchmarks.eight_bit_agreement import compare, make_checkpoint, prompts_of
 from benchmarks.eight_bit_engine import Engine, Load
-from benchmarks.eight_bit_rows import LIMITS, ROWS, missing, prepare
+from benchmarks.eight_bit_rows import LIMITS, ROWS, missing, prepare, random_int8
 from benchmarks.report import median, tell
 
 SLOW = ("bitsandbytes",)  # measured once, and for fewer tokens alone: it takes ten times as long as the others
@@ -38,29 +38,35 @@ def main() -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="which rows, with commas between")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=None, help="fewer layers than the shape has")
+    parser.add_argument("--loaded", action="store_true", help="int8 rows load the checkpoint of bitsandbytes' row")
     parser.add_argument("--part", choices=("speed", "agreement", "both"), default="both")
     given = parser.parse_args()
     names = given.rows.split(",")
     with tempfile.TemporaryDirectory() as place:
         if given.part != "agreement":
-            speed(Path(place) / "speed", names, gpu=given.gpu, rounds=given.rounds, layers=given.layers)
+            place_of_speed = Path(place) / "speed"
+            speed(place_of_speed, names, gpu=given.gpu, rounds=given.rounds, layers=given.layers, loaded=given.loaded)
         if given.part != "speed":
             agreement(Path(place) / "agreement", names, gpu=given.gpu)
 
 
-def speed(folder: Path, names: list[str], *, gpu: bool, rounds: int, layers: int | None) -> None:
-    """Throughput of many requests at once, time per token of one alone, and memory of the weights."""
+def speed(folder: Path, names: list[str], *, gpu: bool, rounds: int, layers: int | None, loaded: bool) -> None:
+    """Throughput of many requests at once, time per token of one alone, and memory of the weights.
+
+    With `loaded`, the int8 rows load the very checkpoint that bitsandbytes' row does, by HLO's loader.
+    """
     size = SIZES[gpu]
     config: dict[str, Any] = size["config"] | ({"num_hidden_layers": layers} if layers else {})  # type: ignore[operator]
     load: Load = size["load"]  # type: ignore[assignment]
     adapters = shapes.adapters(folder / "adapters", config, 4, rank=16)
+    checkpoint = random_int8(folder / "int8", config, gpu=gpu) if loaded or "bitsandbytes" in names else None
     engines, absent = {}, {}
     for name in names:
         if reason := missing(name, gpu=gpu, lora=True):
             absent[name] = reason
         else:
-            arguments = prepare(name, folder / name, config, gpu=gpu)
-            engines[name] = Engine(arguments, adapters, kv_bytes=size["kv"], gpu=gpu)  # type: ignore[arg-type]
+            arguments = prepare(name, folder / name, config, checkpoint=checkpoint, loaded=loaded)
+            engines[name] = Engine(name, arguments, adapters, kv_bytes=size["kv"], gpu=gpu)  # type: ignore[arg-type]
     try:
         weights = {}
         for name, engine in list(engines.items()):
@@ -81,6 +87,7 @@ def speed(folder: Path, names: list[str], *, gpu: bool, rounds: int, layers: int
     finally:
         for engine in engines.values():
             engine.stop()
+    print("started after", *(f"{name} {one['started_s']:.0f} s" for name, one in weights.items()), flush=True)
     rows = [_row(name, found, weights) if name in engines else _absent(name, absent[name]) for name in names]
     tell("eight_bit", f"8-bit weights, 4 adapters; limits: {LIMITS}", rows)
 
@@ -119,14 +126,15 @@ def agreement(folder: Path, names: list[str], *, gpu: bool) -> None:
     """The demonstration model, quantised by bitsandbytes, in every engine: greedy answers and log-probabilities."""
     checkpoint = make_checkpoint(folder / "int8")
     prompts = prompts_of(12 if gpu else 4)
-    told = {}
+    engines, told = {}, {}
     for name in names:
         reason = missing(name, gpu=gpu, lora=False) or ("bitsandbytes is not installed" if checkpoint is None else "")
         if reason:
             print(f"{name}: {reason}", flush=True)
-            continue
-        arguments = prepare(name, folder / name, None, gpu=gpu, checkpoint=checkpoint)
-        engine = Engine(arguments, [], kv_bytes=256 << 20, gpu=gpu)
+        else:
+            arguments = prepare(name, folder / name, None, checkpoint=checkpoint)
+            engines[name] = Engine(name, arguments, [], kv_bytes=256 << 20, gpu=gpu)
+    for name, engine in engines.items():
         try:
             engine.ready()
             told[name] = engine.answer(prompts, 32)

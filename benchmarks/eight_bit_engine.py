@@ -13,6 +13,8 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import median
+from hlo.generation.vllm_engine.quantized import DTYPES, Plan
+from hlo.generation.vllm_engine.weights import verify
 
 START_LIMIT_S = 300
 
@@ -37,10 +39,12 @@ class Answers(Struct, frozen=True):
 class Engine:
     """vLLM's offline engine in another process; `ready` waits for it."""
 
-    def __init__(self, arguments: dict[str, Any], adapters: Sequence[Path], *, kv_bytes: int, gpu: bool) -> None:
+    def __init__(
+        self, name: str, arguments: dict[str, Any], adapters: Sequence[Path], *, kv_bytes: int, gpu: bool
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, arguments, list(adapters), kv_bytes, gpu))
+        self._process = context.Process(target=_run, args=(theirs, name, arguments, list(adapters), kv_bytes, gpu))
         self._process.start()
         theirs.close()
 
@@ -81,7 +85,9 @@ class Engine:
         return told
 
 
-def _run(pipe: Connection, arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: bool) -> None:
+def _run(
+    pipe: Connection, name: str, arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: bool
+) -> None:
     """What the process does."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -92,7 +98,9 @@ def _run(pipe: Connection, arguments: dict[str, Any], adapters: list[Path], kv_b
     try:
         clock = time.perf_counter()
         llm = _start(arguments, adapters, kv_bytes, gpu)
-        weights = _sum(llm.collective_rpc("hlo_weights"))
+        (weights,) = llm.collective_rpc("hlo_weights")  # one device
+        if gpu or name != "int8":  # on a CPU oneDNN keeps int8 weights where nobody sees them
+            verify([weights], Plan(name, {}, DTYPES.get(name, ())))
     except Exception as error:  # whatever it is, the table says it
         pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300])
         return
@@ -125,11 +133,6 @@ def _start(arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: 
     if not gpu:
         common.pop("gpu_memory_utilization")
     return LLM(**common | (lora if adapters else {}) | arguments)
-
-
-def _sum(workers: list[dict[str, Any]]) -> dict[str, Any]:
-    (only,) = workers  # one GPU
-    return only
 
 
 def _measure(llm: Any, load: Load, adapters: list[Path]) -> tuple[float, float]:

@@ -19,8 +19,8 @@ _FORMS = {"int8": compressed.W8A8, "int8_weight_only": compressed.WEIGHT_ONLY}
 
 def missing(name: str, *, gpu: bool, lora: bool) -> str:
     """Why a row can not be had here; empty if it can."""
-    if name in _FORMS and lora and not gpu:
-        return "compressed-tensors int8 does not work with LoRA on CPUs"
+    if name in _FORMS and not gpu and (lora or name == "int8_weight_only"):
+        return "not on CPUs" + (" with LoRA" if name == "int8" else "")
     if name == "bitsandbytes":
         for package in ("bitsandbytes", "vllm-bnb-plugin"):
             try:
@@ -31,28 +31,27 @@ def missing(name: str, *, gpu: bool, lora: bool) -> str:
 
 
 def prepare(
-    name: str, folder: Path, config: Mapping[str, Any] | None, *, gpu: bool, checkpoint: Path | None = None
+    name: str, folder: Path, config: Mapping[str, Any] | None, *, checkpoint: Path | None, loaded: bool = False
 ) -> dict[str, Any]:
     """Write what a row's engine reads, and return its arguments.
 
-    With a `config`, a model of that shape with random weights; without, the demonstration model, in int8 from
-    `checkpoint`.
+    With a `config`, a model of that shape with random weights; without, the demonstration model. bitsandbytes has no
+    dummy weights: its row loads `checkpoint`, and so do the other int8 rows without a `config`, or when `loaded`.
     """
     own: dict[str, Any] = {"fp8_per_channel": {"quantization": name}}.get(name, {})
-    if config is None:
-        demo = embedded_root() / "models" / EMBEDDED_NAME
+    if checkpoint is not None and (name == "bitsandbytes" or (name in _FORMS and (loaded or config is None))):
         if name in _FORMS:
             overrides = {"quantization_config": compressed.quantization_config(_FORMS[name])}
             own = {"load_format": compressed.LOAD_FORMAT, "hf_overrides": overrides}
-        return {"model": str(checkpoint if name in (*_FORMS, "bitsandbytes") else demo), **own}
-    if name == "bitsandbytes":  # it has no dummy weights: the file has to be there
-        return {"model": str(_random_int8(folder, dict(config), gpu=gpu))}
+        return {"model": str(checkpoint), **own}
+    if config is None:
+        return {"model": str(embedded_root() / "models" / EMBEDDED_NAME), **own}
     if name in _FORMS:
         config = {**config, "quantization_config": compressed.quantization_config(_FORMS[name])}
     return {"model": str(shapes.model(folder, dict(config))), "load_format": "dummy", **own}
 
 
-def _random_int8(folder: Path, config: dict[str, Any], *, gpu: bool) -> Path:
+def random_int8(folder: Path, config: dict[str, Any], *, gpu: bool) -> Path:
     """A checkpoint as bitsandbytes saves it, with random int8 weights: one file a layer."""
     import torch
     from safetensors.torch import save_file

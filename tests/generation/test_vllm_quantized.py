@@ -15,7 +15,7 @@ import pytest
 from hlo.contracts import EngineOptions
 from hlo.errors import EngineError, ModelError, SettingsError
 from hlo.generation.quantize import checkpoint, compressed, making
-from hlo.generation.vllm_engine.quantized import Plan, plan
+from hlo.generation.vllm_engine.quantized import DTYPES, Plan, plan
 from hlo.generation.vllm_engine.weights import verify
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def test_a_plain_model_needs_nothing(options: EngineOptions, tiny_model: BaseMod
     plain = msgspec.structs.replace(options, model=tiny_model.folder, quantization="none")
     assert plan(plain) == Plan("none", {})
     found = plan(msgspec.structs.replace(plain, quantization="fp8_per_channel"))
-    assert (found.arguments, found.dtypes) == ({"quantization": "fp8_per_channel"}, ("float8_e4m3fn",))
+    assert (found.arguments, found.dtypes) == ({"quantization": "fp8_per_channel"}, DTYPES["fp8_per_channel"])
 
 
 def layers(count: int, bits: float) -> dict[str, int]:

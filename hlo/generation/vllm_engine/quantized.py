@@ -18,12 +18,13 @@ from hlo.generation.quantize import checkpoint, compressed
 from hlo.generation.quantize.checkpoint import Checkpoint
 
 _SERVED_AS = {"int8": compressed.W8A8, "int8_weight_only": compressed.WEIGHT_ONLY}
-_DTYPES = {
+DTYPES = {
     "int8": ("int8",),
     "int8_weight_only": ("int32", "uint8", "int8"),  # packed as the kernel wants it
     "bitsandbytes": ("int8",),
-    "fp8_per_channel": ("float8_e4m3fn",),
+    "fp8_per_channel": ("float8_e4m3fn", "int32"),  # int32: four packed, on GPUs that do not compute in fp8
 }
+"""The dtypes that linear layers may have on the device, for each way of 8-bit weights."""
 
 
 class Plan(Struct, frozen=True):
@@ -49,7 +50,7 @@ def plan(options: EngineOptions) -> Plan:
                 remedy="Set QUANTIZE=true, or point HLO_MODEL at the original model.",
             )
         asked = {} if wanted == "none" else {"quantization": wanted}
-        return Plan(wanted, asked, _DTYPES.get(wanted, ()))
+        return Plan(wanted, asked, DTYPES.get(wanted, ()))
     if not in_int8:
         raise SettingsError(
             f"{_asked(wanted)} needs a checkpoint saved in int8 by bitsandbytes, and `{options.model}` is not one.",
@@ -61,10 +62,10 @@ def plan(options: EngineOptions) -> Plan:
     kept = sum(values for name, values in found.kept.items() if ".layers." in name)
     if way == "bitsandbytes":
         _check_plugin(wanted)
-        return Plan(way, {"quantization": way}, _DTYPES[way], kept)
+        return Plan(way, {"quantization": way}, DTYPES[way], kept)
     about = compressed.quantization_config(_SERVED_AS[way], tuple(found.kept))
     arguments = {"load_format": compressed.LOAD_FORMAT, "hf_overrides": {"quantization_config": about}}
-    return Plan(way, arguments, _DTYPES[way], kept)
+    return Plan(way, arguments, DTYPES[way], kept)
 
 
 def _way(options: EngineOptions, found: Checkpoint) -> str:
