@@ -354,9 +354,17 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
         shutdown_grace_s=settings.shutdown_grace_s,
         log_level=settings.log_level,
+        lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
+        lora_configs=lora_configs(settings),
         arguments=settings.engine_arguments,
     )
     return await start(options)
+
+
+def lora_configs(settings: Settings) -> tuple[Path, ...]:
+    """The folders in which LoRA kernels find what was tuned: the operator's, then HLO's."""
+    shipped = Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs"
+    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", shipped)
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:

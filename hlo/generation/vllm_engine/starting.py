@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from hlo.contracts import EngineOptions
 from hlo.errors import EngineError, ModelError, SettingsError
+from hlo.generation.vllm_engine import lora_plugin
 from hlo.generation.vllm_engine.installed import version
 
 # Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
@@ -23,6 +23,8 @@ def prepare_environment(options: EngineOptions) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
     if options.device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+    if options.lora_kernels == "hlo":
+        os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
@@ -32,7 +34,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    adapters: Mapping[str, Any] = {}
+    adapters: dict[str, Any] = {}
     if options.slots:
         slots = options.slots + (options.null is not None)
         adapters = {
@@ -43,6 +45,8 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
             "lora_target_modules": list(options.kinds),
         }
+        if options.lora_kernels == "hlo":
+            adapters["additional_config"] = {lora_plugin.KEY: [str(one) for one in options.lora_configs]}
     arguments: dict[str, Any] = {
         "model": str(options.model),
         "served_model_name": options.name,
