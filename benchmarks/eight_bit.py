@@ -39,18 +39,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=None, help="fewer layers than the shape has")
     parser.add_argument("--loaded", action="store_true", help="int8 rows load the checkpoint of bitsandbytes' row")
+    parser.add_argument("--kernels", choices=("hlo", "engine"), default="hlo", help="whose LoRA kernels, on a GPU")
     parser.add_argument("--part", choices=("speed", "agreement", "both"), default="both")
     given = parser.parse_args()
     names = given.rows.split(",")
     with tempfile.TemporaryDirectory() as place:
         if given.part != "agreement":
-            place_of_speed = Path(place) / "speed"
-            speed(place_of_speed, names, gpu=given.gpu, rounds=given.rounds, layers=given.layers, loaded=given.loaded)
+            kernels = given.kernels if given.gpu else "engine"
+            chosen = {"rounds": given.rounds, "layers": given.layers, "loaded": given.loaded, "kernels": kernels}
+            speed(Path(place) / "speed", names, gpu=given.gpu, **chosen)
         if given.part != "speed":
             agreement(Path(place) / "agreement", names, gpu=given.gpu)
 
 
-def speed(folder: Path, names: list[str], *, gpu: bool, rounds: int, layers: int | None, loaded: bool) -> None:
+def speed(
+    folder: Path, names: list[str], *, gpu: bool, rounds: int, layers: int | None, loaded: bool, kernels: str
+) -> None:
     """Throughput of many requests at once, time per token of one alone, and memory of the weights.
 
     With `loaded`, the int8 rows load the very checkpoint that bitsandbytes' row does, by HLO's loader.
@@ -59,14 +63,15 @@ def speed(folder: Path, names: list[str], *, gpu: bool, rounds: int, layers: int
     config: dict[str, Any] = size["config"] | ({"num_hidden_layers": layers} if layers else {})  # type: ignore[operator]
     load: Load = size["load"]  # type: ignore[assignment]
     adapters = shapes.adapters(folder / "adapters", config, 4, rank=16)
-    checkpoint = random_int8(folder / "int8", config, gpu=gpu) if loaded or "bitsandbytes" in names else None
+    needed = loaded or ("bitsandbytes" in names and not missing("bitsandbytes", gpu=gpu, lora=True))
+    checkpoint = random_int8(folder / "int8", config, gpu=gpu) if needed else None
     engines, absent = {}, {}
     for name in names:
         if reason := missing(name, gpu=gpu, lora=True):
             absent[name] = reason
         else:
             arguments = prepare(name, folder / name, config, checkpoint=checkpoint, loaded=loaded)
-            engines[name] = Engine(name, arguments, adapters, kv_bytes=size["kv"], gpu=gpu)  # type: ignore[arg-type]
+            engines[name] = Engine(name, arguments, adapters, kv_bytes=size["kv"], gpu=gpu, kernels=kernels)  # type: ignore[arg-type]
     try:
         weights = {}
         for name, engine in list(engines.items()):

@@ -12,7 +12,9 @@ from typing import Any
 
 from msgspec import Struct
 
+import hlo
 from benchmarks.report import median
+from hlo.generation.vllm_engine.lora_plugin import KEY
 from hlo.generation.vllm_engine.quantized import DTYPES, Plan
 from hlo.generation.vllm_engine.weights import verify
 
@@ -40,11 +42,20 @@ class Engine:
     """vLLM's offline engine in another process; `ready` waits for it."""
 
     def __init__(
-        self, name: str, arguments: dict[str, Any], adapters: Sequence[Path], *, kv_bytes: int, gpu: bool
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        adapters: Sequence[Path],
+        *,
+        kv_bytes: int,
+        gpu: bool,
+        kernels: str = "engine",
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, name, arguments, list(adapters), kv_bytes, gpu))
+        self._process = context.Process(
+            target=_run, args=(theirs, name, arguments, list(adapters), kv_bytes, gpu, kernels)
+        )
         self._process.start()
         theirs.close()
 
@@ -86,12 +97,22 @@ class Engine:
 
 
 def _run(
-    pipe: Connection, name: str, arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: bool
+    pipe: Connection,
+    name: str,
+    arguments: dict[str, Any],
+    adapters: list[Path],
+    kv_bytes: int,
+    gpu: bool,
+    kernels: str,
 ) -> None:
     """What the process does."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if kernels == "hlo":
+        os.environ["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
+        configs = Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs"
+        arguments = arguments | {"additional_config": {KEY: [str(configs)]}}
     if not gpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
