@@ -69,7 +69,11 @@ class EngineOptions(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`: see `EngineOptions`."""
+    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`: see `EngineOptions`.
+
+    `weight_bytes` is what the model's weights take on all devices together, `linear_dtype` how the linear layers' are
+    kept, and `linear_bits` what each of these takes, its share of the scales included; None: the engine does not tell.
+    """
 
     engine: str
     version: str
@@ -82,6 +86,9 @@ class EngineInfo(Struct, frozen=True):
     max_adapters: int
     max_lora_rank: int
     kinds: tuple[str, ...] = ()
+    weight_bytes: int | None = None
+    linear_dtype: str | None = None
+    linear_bits: float | None = None
 
 
 class Engine(Protocol):

@@ -62,13 +62,13 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Precision of activations and of unquantised weights; auto: float32 on CPU."
     )
-    quantization: Literal["none", "bitsandbytes", "fp8_per_channel"] = Field(
-        default="none", description="8-bit weights; bitsandbytes needs a checkpoint saved in int8."
+    quantization: Literal["none", "int8", "int8_weight_only", "bitsandbytes", "fp8_per_channel"] = Field(
+        default="none", description="8-bit weights; all but fp8_per_channel need what `hlo models quantize` makes."
     )
     quantize: bool = Field(
         default=False,
         validation_alias=AliasChoices("HLO_QUANTIZE", "QUANTIZE"),
-        description="Short for quantization=bitsandbytes.",
+        description="Short for quantization=int8.",
     )
 
     # The engine
@@ -158,15 +158,15 @@ class Settings(BaseSettings):
         return json.loads(value) if isinstance(value, str) else value  # a command's option
 
     @model_validator(mode="after")
-    def _quantize_means_bitsandbytes(self) -> Settings:
-        if self.quantize and self.quantization not in ("none", "bitsandbytes"):
-            raise ValueError(f"QUANTIZE=true means bitsandbytes, but quantization is {self.quantization}; set only one")
+    def _quantize_means_int8(self) -> Settings:
+        if self.quantize and self.quantization == "fp8_per_channel":
+            raise ValueError("QUANTIZE=true means int8 weights, but quantization is fp8_per_channel; set only one")
         return self
 
     @property
     def effective_quantization(self) -> str:
         """The quantisation asked for, by either setting."""
-        return "bitsandbytes" if self.quantize else self.quantization
+        return "int8" if self.quantize and self.quantization == "none" else self.quantization
 
     @classmethod
     def settings_customise_sources(

@@ -43,6 +43,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "tokenizers": ("generation/", "routing/onnx_encoder.py"),
     "scipy": "routing/",
     "huggingface_hub": "hub/",
+    "bitsandbytes": "generation/quantize/writing.py",
     "peft": "generation/transformers_engine/lora.py",
     "uvicorn": "service/",
     "prometheus_client": "telemetry/",

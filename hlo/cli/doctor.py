@@ -85,13 +85,24 @@ def _software(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
                 f"{name} {other} does not fit torch {torch}: importing transformers will fail.",
                 f"`pip uninstall {name}`; HLO does not need it.",
             )
-    if settings.effective_quantization == "bitsandbytes" and not _version("vllm-bnb-plugin"):
+    if _needs_bitsandbytes(settings) and not (_version("vllm-bnb-plugin") and _version("bitsandbytes")):
         yield Finding(
             "engine",
             "trouble",
-            "QUANTIZE=true needs the package vllm-bnb-plugin.",
+            f"{settings.effective_quantization} needs the packages vllm-bnb-plugin and bitsandbytes here.",
             "`pip install --no-deps vllm-bnb-plugin bitsandbytes`, or HLO_QUANTIZATION=fp8_per_channel.",
         )
+
+
+def _needs_bitsandbytes(settings: Settings) -> bool:
+    """Whether bitsandbytes computes: where it was asked for, and with int8 weights on a CPU."""
+    from hlo.assemble import device
+
+    asked = settings.effective_quantization
+    try:
+        return asked == "bitsandbytes" or (asked == "int8" and device(settings) == "cpu")
+    except HLOError:
+        return False  # told with the model
 
 
 def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
@@ -190,7 +201,7 @@ def _speed(settings: Settings) -> Iterator[Finding]:
             "speed",
             "warning",
             "bitsandbytes saves memory but runs eagerly: it keeps a seventh of bf16's throughput.",
-            "HLO_QUANTIZATION=fp8_per_channel is 8-bit and faster than bf16 on Hopper GPUs.",
+            "QUANTIZE=true alone serves the same weights through vLLM's int8 kernels, faster than bf16.",
         )
     if settings.log_level == "debug":
         yield Finding("speed", "warning", "HLO_LOG_LEVEL=debug writes much.", "Set it to info.")

@@ -142,3 +142,15 @@ def test_brackets_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: p
     printed = capsys.readouterr().out
     assert "No [/INST] here." in printed
     assert "`pip install 'hlo[gpu]'`" in printed
+
+
+@pytest.mark.parametrize(("absent", "told"), [("vllm-bnb-plugin", True), ("bitsandbytes", True), ("nothing", False)])
+def test_what_8_bit_needs_on_a_cpu(
+    absent: str, told: bool, arguments: list[str], hlo: Hlo, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU int8 weights need bitsandbytes and vLLM's plugin for it, and the remedy says how to install them."""
+    monkeypatch.setattr("hlo.cli.doctor._version", lambda name: None if name == absent else "1")
+    found = findings(hlo("doctor", "--quantize", "true", *arguments).out)
+    remedies = [one["remedy"] for one in found["engine"] if "vllm-bnb-plugin" in one["text"]]
+    assert bool(remedies) is told
+    assert all("--no-deps vllm-bnb-plugin bitsandbytes" in remedy for remedy in remedies)

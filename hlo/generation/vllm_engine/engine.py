@@ -18,15 +18,16 @@ from hlo.contracts import EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
-from hlo.generation.vllm_engine.quantized import check_quantization
+from hlo.generation.vllm_engine.quantized import plan
 from hlo.generation.vllm_engine.starting import construct, prepare_environment
+from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
 
 class VllmEngine:
     """vLLM behind HLO's `Engine` protocol. Made by `VllmEngine.start`."""
 
-    def __init__(self, llm: Any, options: EngineOptions) -> None:
+    def __init__(self, llm: Any, options: EngineOptions, quantization: str, weights: Weights) -> None:
         self._llm = llm
         self._options = options
         self._ids = itertools.count(1)
@@ -41,12 +42,15 @@ class VllmEngine:
             model=options.name,
             device=options.device,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
-            quantization=str(config.model_config.quantization or "none"),
+            quantization=str(config.model_config.quantization or "none") if quantization == "none" else quantization,
             eager=bool(config.model_config.enforce_eager),
             max_model_len=int(config.model_config.max_model_len),
             max_adapters=options.slots,
             max_lora_rank=int(config.lora_config.max_lora_rank) if config.lora_config else 0,
             kinds=options.kinds,
+            weight_bytes=weights.size,
+            linear_dtype=weights.dtype,
+            linear_bits=weights.bits,
         )
 
     @classmethod
@@ -61,9 +65,9 @@ class VllmEngine:
                 remedy="Set HLO_DTYPE to auto, bfloat16 or float16.",
             )
         prepare_environment(options)
-        check_quantization(options)
+        wanted = await asyncio.to_thread(plan, options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
-        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options))))
+        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options, wanted.arguments))))
         try:
             await asyncio.shield(building)
         except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
@@ -71,7 +75,14 @@ class VllmEngine:
             for llm in made:
                 llm.shutdown(0)
             raise
-        engine = cls(made.pop(), options)
+        llm = made.pop()
+        try:
+            weights = verify(await llm.collective_rpc("hlo_weights"), wanted)
+        except BaseException:
+            await asyncio.to_thread(llm.shutdown, 0)
+            raise
+        engine = cls(llm, options, wanted.quantization, weights)
+        del llm
         if options.null is not None:
             await engine.load(options.null)
         return engine

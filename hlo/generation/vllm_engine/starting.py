@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from hlo.contracts import EngineOptions
@@ -27,8 +28,8 @@ def prepare_environment(options: EngineOptions) -> None:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def construct(options: EngineOptions) -> Any:
-    """Build AsyncLLM; blocks until the engine process is up."""
+def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
+    """Build AsyncLLM; blocks until the engine process is up. `weights` says how the weights are to be kept."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -49,7 +50,6 @@ def construct(options: EngineOptions) -> Any:
         "model": str(options.model),
         "served_model_name": options.name,
         "dtype": options.dtype,
-        "quantization": None if options.quantization == "none" else options.quantization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
         "gpu_memory_utilization": options.gpu_memory_utilization,
@@ -57,6 +57,8 @@ def construct(options: EngineOptions) -> Any:
         "shutdown_timeout": options.shutdown_grace_s,
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
+        "worker_extension_cls": "hlo.generation.vllm_engine.worker.HloWorker",
+        **weights,
         **adapters,
     }
     known = inspect.signature(AsyncEngineArgs).parameters
