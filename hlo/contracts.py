@@ -41,7 +41,8 @@ class EngineOptions(Struct, frozen=True):
     """How an engine is to run. Lengths are in tokens; `slots` counts adapters on the device, `rank` is the highest.
 
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
-    adapter that changes nothing, for an engine that can not compute a request without one right beside others.
+    adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
+    slots, `spare` are for adapters to come.
     `arguments` are the operator's own, in the engine's words, and come before all else.
     """
 
@@ -54,8 +55,11 @@ class EngineOptions(Struct, frozen=True):
     rank: int
     kinds: tuple[str, ...]
     null: AdapterVersion | None = None
+    spare: int = 0
     max_model_len: int | None = None
     max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str = "auto"
     max_queued_requests: int | None = None
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: int = 1

@@ -9,10 +9,8 @@ from typing import Any
 
 from hlo.contracts import EngineOptions
 from hlo.errors import EngineError, ModelError, SettingsError
+from hlo.generation.memory import padded_rank
 from hlo.generation.vllm_engine.installed import version
-
-# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def prepare_environment(options: EngineOptions) -> None:
@@ -40,7 +38,7 @@ def construct(options: EngineOptions) -> Any:
             # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
             "max_loras": slots,
             "max_cpu_loras": slots,
-            "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
+            "max_lora_rank": padded_rank(options.rank),
             "lora_target_modules": list(options.kinds),
         }
     arguments: dict[str, Any] = {
@@ -50,6 +48,8 @@ def construct(options: EngineOptions) -> Any:
         "quantization": None if options.quantization == "none" else options.quantization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "kv_cache_dtype": options.kv_cache_dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "enforce_eager": options.enforce_eager,
         "shutdown_timeout": options.shutdown_grace_s,
