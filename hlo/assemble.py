@@ -333,7 +333,7 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
         kinds, store = frozenset(options.kinds), settings.cache_dir.expanduser()
         null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
         options = msgspec.structs.replace(options, null=null)
-    logger.info("%s", described(options, found))
+    logger.info("engine: %s", options.reason)
     return await start(options)
 
 
@@ -344,7 +344,7 @@ def engine_options(
     versions = [entry.adapter for entry in found.entries.values()]
     kinds = {kind for version in versions for kind in version.modules}
     kinds = kinds or {name.rpartition(".")[2] for name in model.linears}
-    return EngineOptions(
+    options = EngineOptions(
         model=model.folder,
         name=model.name,
         device=chosen,
@@ -366,13 +366,13 @@ def engine_options(
         log_level=settings.log_level,
         arguments=settings.engine_arguments,
     )
+    return msgspec.structs.replace(options, reason=_reason(options, versions))
 
 
-def described(options: EngineOptions, found: Catalog) -> str:
-    """What room for adapters the engine is started with, and which installed adapters ask for it."""
+def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
+    """What room for adapters the engine is started with, and which of the installed ones ask for it."""
     if not options.slots:
         return "room for no adapter: none is installed, and HLO_SPARE_ADAPTERS is 0"
-    versions = [entry.adapter for entry in found.entries.values()]
     highest = max(versions, key=lambda version: version.rank, default=None)
     rank = f"as `{highest.name}` has" if highest else "HLO_MAX_LORA_RANK, since none is installed"
     touched = "which they touch" if versions else "all that the base model has"

@@ -42,7 +42,7 @@ class EngineOptions(Struct, frozen=True):
 
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
     adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
-    slots, `spare` are for adapters to come.
+    slots, `spare` are for adapters to come. `reason` says why there are so many slots, of that rank and those kinds.
     `arguments` are the operator's own, in the engine's words, and come before all else.
     """
 
@@ -67,10 +67,11 @@ class EngineOptions(Struct, frozen=True):
     shutdown_grace_s: int = 20
     log_level: str = "warning"
     arguments: Mapping[str, Any] = {}
+    reason: str = ""
 
 
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`: see `EngineOptions`."""
+    """What is running, as the engine itself reports it. Lengths are in tokens; the last two: see `EngineOptions`."""
 
     engine: str
     version: str
@@ -83,6 +84,7 @@ class EngineInfo(Struct, frozen=True):
     max_adapters: int
     max_lora_rank: int
     kinds: tuple[str, ...] = ()
+    reason: str = ""
 
 
 class Engine(Protocol):

@@ -47,6 +47,7 @@ class VllmEngine:
             max_adapters=options.slots,
             max_lora_rank=int(config.lora_config.max_lora_rank) if config.lora_config else 0,
             kinds=options.kinds,
+            reason=options.reason,
         )
 
     @classmethod

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hlo.contracts import EngineOptions
-from hlo.errors import EngineError, ModelError, SettingsError
+from hlo.errors import ModelError, SettingsError
 from hlo.generation.memory import padded_rank
+from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
 
@@ -64,12 +67,13 @@ def construct(options: EngineOptions) -> Any:
             remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
-    try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**chosen))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
-    except RuntimeError as error:
-        raise EngineError(
-            f"vLLM did not start: {error}",
-            remedy="Its own log above says why; `hlo doctor` tells what fits this machine.",
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="hlo-") as made:
+        folder = Path(made)
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**watch(folder, chosen), **chosen))
+        except (ValueError, OSError) as error:
+            if wants_memory(str(error)):
+                raise failure(error, causes(folder), options) from None
+            raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
+        except RuntimeError as error:
+            raise failure(error, causes(folder), options) from error
