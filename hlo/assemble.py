@@ -376,9 +376,10 @@ def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
     highest = max(versions, key=lambda version: version.rank, default=None)
     rank = f"as `{highest.name}` has" if highest else "HLO_MAX_LORA_RANK, since none is installed"
     touched = "which they touch" if versions else "all that the base model has"
+    room = f"{options.slots} adapter{'s' if options.slots > 1 else ''}"
     return (
-        f"room for {options.slots} adapters ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks "
-        f"up to {options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
+        f"room for {room} ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks up to "
+        f"{options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
     )
 
 

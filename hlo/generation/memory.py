@@ -73,7 +73,8 @@ class Demand(Struct, frozen=True):
             max_num_seqs=min(seqs, tokens),
             max_num_batched_tokens=tokens,
             kv_cache_dtype=str(given["kv_cache_dtype"]),
-            eager=bool(given.get("enforce_eager", options.enforce_eager)),
+            # vLLM computes bitsandbytes' layers without graphs, whatever it is told.
+            eager=bool(given.get("enforce_eager", options.enforce_eager)) or given["quantization"] == "bitsandbytes",
             device=options.device,
         )
 
@@ -197,15 +198,13 @@ def _adapters(linears: Mapping[str, tuple[int, int]], demand: Demand) -> int:
 def _activation(shape: _Shape, demand: Demand) -> int:
     """The peak of vLLM's profiling run: a full batch's MLP, or sampling for all requests, whichever is more.
 
-    The MLP holds both branches and their product while the residual stream, its input and the caller's copy are kept;
-    not compiled, also its output, and in 8 bit the quantised input of its last layer.
+    The MLP holds both branches and their product, while its input, the residual stream and the layer's own input are
+    kept by those who called it; compiled code keeps as much.
     """
     tokens, wide = demand.max_num_batched_tokens, demand.bytes_per_value
-    mlp = (shape.branches + 1) * shape.inner + (4 if demand.eager else 3) * shape.hidden
+    mlp = (shape.branches + 1) * shape.inner + 3 * shape.hidden
     attention = 2 * shape.heads + 2 * shape.kv + 4 * shape.hidden
     step = tokens * max(mlp, attention) * wide
-    if demand.eager and demand.quantization not in ("none", "bitsandbytes"):
-        step += tokens * shape.inner
     # Logits as the head gives them, in float32, with the best of them masked, and as probabilities.
     sampling = (
         demand.max_num_seqs * shape.vocabulary * (wide + 12) + (tokens + demand.max_num_seqs) * shape.hidden * wide
