@@ -113,6 +113,7 @@ def options(folder: Path, row: Row, device: str, shape: BaseModel) -> EngineOpti
         rank=16,
         kinds=ATTENTION,
         enforce_eager=device == "cpu",
+        lora_kernels="hlo" if device == "cuda" else "engine",
         shutdown_grace_s=5,
         arguments={"load_format": "dummy", "worker_extension_cls": "benchmarks.memory.Reporter"},
     )

@@ -364,6 +364,8 @@ def engine_options(
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
         shutdown_grace_s=settings.shutdown_grace_s,
         log_level=settings.log_level,
+        lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
+        lora_configs=lora_configs(settings),
         arguments=settings.engine_arguments,
     )
     return msgspec.structs.replace(options, reason=_reason(options, versions))
@@ -381,6 +383,12 @@ def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
         f"room for {room} ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks up to "
         f"{options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
     )
+
+
+def lora_configs(settings: Settings) -> tuple[Path, ...]:
+    """The folders in which LoRA kernels find what was tuned: the operator's, then HLO's."""
+    shipped = Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs"
+    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", shipped)
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:

@@ -42,8 +42,9 @@ class EngineOptions(Struct, frozen=True):
 
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
     adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
-    slots, `spare` are for adapters to come. `reason` says why there are so many slots, of that rank and those kinds.
-    `arguments` are the operator's own, in the engine's words, and come before all else.
+    slots, `spare` are for adapters to come. `lora_kernels` says whose kernels add LoRA on a GPU, and `lora_configs` are
+    the folders in which HLO's find what was tuned, in order. `arguments` are the operator's own, in the engine's words,
+    and come before all else. `reason` says why there are so many slots, of that rank and those kinds.
     """
 
     model: Path
@@ -66,6 +67,8 @@ class EngineOptions(Struct, frozen=True):
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
     log_level: str = "warning"
+    lora_kernels: Literal["hlo", "engine"] = "engine"
+    lora_configs: tuple[Path, ...] = ()
     arguments: Mapping[str, Any] = {}
     reason: str = ""
 

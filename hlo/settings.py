@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
     max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+    lora_kernels: Literal["hlo", "engine"] = Field(
+        default="hlo", description="Whose kernels compute adapters on a GPU: HLO's own, or the engine's."
+    )
     engine_arguments: dict[str, Any] = Field(
         default={}, description="Further arguments of vLLM's AsyncEngineArgs, as JSON; they come before HLO's own."
     )

@@ -39,7 +39,10 @@ _CPU_PROCESS = int(1.5 * GIB)
 
 
 class Demand(Struct, frozen=True):
-    """What an engine is to hold and to do at once. Lengths are in tokens; `slots` counts adapters on the device."""
+    """What an engine is to hold and to do at once. Lengths are in tokens; `slots` counts adapters on the device.
+
+    `parallel`: base and adapters of a layer are computed at the same time, each into memory of its own.
+    """
 
     quantization: str
     bytes_per_value: int
@@ -51,6 +54,7 @@ class Demand(Struct, frozen=True):
     max_num_batched_tokens: int = _MAX_NUM_BATCHED_TOKENS
     kv_cache_dtype: str = "auto"
     eager: bool = False
+    parallel: bool = False
     device: str = "cuda"
 
     @classmethod
@@ -75,6 +79,7 @@ class Demand(Struct, frozen=True):
             kv_cache_dtype=str(given["kv_cache_dtype"]),
             # vLLM computes bitsandbytes' layers without graphs, whatever it is told.
             eager=bool(given.get("enforce_eager", options.enforce_eager)) or given["quantization"] == "bitsandbytes",
+            parallel=bool(slots) and options.lora_kernels == "hlo",
             device=options.device,
         )
 
@@ -202,7 +207,8 @@ def _activation(shape: _Shape, demand: Demand) -> int:
     kept by those who called it; compiled code keeps as much.
     """
     tokens, wide = demand.max_num_batched_tokens, demand.bytes_per_value
-    mlp = (shape.branches + 1) * shape.inner + 3 * shape.hidden
+    parallel = demand.parallel and demand.kinds & _JOINED[1]  # both branches twice, before they are added
+    mlp = (2 * shape.branches if parallel else shape.branches + 1) * shape.inner + 3 * shape.hidden
     attention = 2 * shape.heads + 2 * shape.kv + 4 * shape.hidden
     step = tokens * max(mlp, attention) * wide
     # Logits as the head gives them, in float32, with the best of them masked, and as probabilities.

@@ -88,6 +88,14 @@ def test_a_step_takes_memory_for_its_tokens(mistral: BaseModel) -> None:
     assert few == peaks[0] < many
 
 
+def test_adapters_on_a_stream_of_their_own_take_more(mistral: BaseModel) -> None:
+    """Where base and adapters of the MLP's branches are computed at once, a step holds both results."""
+    kinds = frozenset({"gate_proj"})
+    one, two = (predict(mistral, demand(kinds=kinds, parallel=parallel)).activation for parallel in (False, True))
+    assert two - one == 2048 * 2 * 14336
+    assert predict(mistral, demand(kinds=frozenset({"q_proj"}), parallel=True)).activation == one
+
+
 def test_graphs_are_free_when_there_are_none(mistral: BaseModel) -> None:
     """Without CUDA graphs, they take nothing; with adapters, they are captured twice."""
     none, plain, twice = (predict(mistral, demand(**changes)).graphs for changes in ({"eager": True}, {}, {"slots": 2}))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hlo.contracts import EngineOptions
 from hlo.errors import ModelError, SettingsError
 from hlo.generation.memory import padded_rank
+from hlo.generation.vllm_engine import lora_plugin
 from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
@@ -24,6 +24,8 @@ def prepare_environment(options: EngineOptions) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
     if options.device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+    if options.lora_kernels == "hlo":
+        os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
@@ -33,7 +35,7 @@ def construct(options: EngineOptions) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    adapters: Mapping[str, Any] = {}
+    adapters: dict[str, Any] = {}
     if options.slots:
         slots = options.slots + (options.null is not None)
         adapters = {
@@ -44,6 +46,8 @@ def construct(options: EngineOptions) -> Any:
             "max_lora_rank": padded_rank(options.rank),
             "lora_target_modules": list(options.kinds),
         }
+        if options.lora_kernels == "hlo":
+            adapters["additional_config"] = {lora_plugin.KEY: [str(one) for one in options.lora_configs]}
     arguments: dict[str, Any] = {
         "model": str(options.model),
         "served_model_name": options.name,
