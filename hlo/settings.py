@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     )
     max_model_len: int | None = Field(default=None, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Most requests in one batch.")
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=16, description="Most tokens in one step; fewer take less memory, and longer to read a prompt."
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        default="auto", description="Precision of the KV cache; fp8 takes half the memory for a token."
+    )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory to use.")
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")

@@ -48,11 +48,11 @@ def tune_lora(rank: tuple[int, ...], adapters: int | None, out: Path | None, as_
         )
     from hlo.assemble import collect, find_model, lora_configs
     from hlo.generation.lora_kernels import configs, tuning
-    from hlo.generation.room import engine_rank
+    from hlo.generation.memory import padded_rank
 
     model = find_model(settings)
     versions = [entry.adapter for entry in collect(settings, model)[0].entries.values()]
-    ranks = rank or tuple({engine_rank(version.rank) for version in versions}) or (16,)
+    ranks = rank or tuple({padded_rank(version.rank) for version in versions}) or (16,)
     kinds = {kind for version in versions for kind in version.modules} or {"q_proj", "k_proj", "v_proj", "o_proj"}
     layers = [layer for one in ranks for layer in layers_of(model, kinds, one)]
     gpu = torch.cuda.get_device_name()

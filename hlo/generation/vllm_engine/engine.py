@@ -51,6 +51,7 @@ class VllmEngine:
             weight_bytes=weights.size,
             linear_dtype=weights.dtype,
             linear_bits=weights.bits,
+            reason=options.reason,
         )
 
     @classmethod

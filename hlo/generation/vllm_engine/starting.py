@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hlo.contracts import EngineOptions
-from hlo.errors import EngineError, ModelError, SettingsError
-from hlo.generation.room import engine_rank
+from hlo.errors import ModelError, SettingsError
+from hlo.generation.memory import padded_rank
 from hlo.generation.vllm_engine import lora_plugin
+from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
 
@@ -41,7 +44,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
             "max_loras": slots,
             "max_cpu_loras": slots,
-            "max_lora_rank": engine_rank(options.rank),
+            "max_lora_rank": padded_rank(options.rank),
             "lora_target_modules": list(options.kinds),
         }
         if options.lora_kernels == "hlo":
@@ -52,6 +55,8 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "dtype": options.dtype,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "kv_cache_dtype": options.kv_cache_dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "enforce_eager": options.enforce_eager,
         "shutdown_timeout": options.shutdown_grace_s,
@@ -68,12 +73,13 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
-    try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**chosen))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
-    except RuntimeError as error:
-        raise EngineError(
-            f"vLLM did not start: {error}",
-            remedy="Its own log above says why; `hlo doctor` tells what fits this machine.",
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="hlo-") as made:
+        folder = Path(made)
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**watch(folder, chosen), **chosen))
+        except (ValueError, OSError) as error:
+            if wants_memory(str(error)):
+                raise failure(error, causes(folder), options) from None
+            raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
+        except RuntimeError as error:
+            raise failure(error, causes(folder), options) from error
