@@ -12,7 +12,6 @@ from typing import Any
 
 from msgspec import Struct
 
-import hlo
 from benchmarks.report import median
 from hlo.generation.vllm_engine.lora_plugin import KEY
 from hlo.generation.vllm_engine.quantized import DTYPES, Plan
@@ -111,8 +110,8 @@ def _run(
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if kernels == "hlo":
         os.environ["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
-        configs = Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs"
-        arguments = arguments | {"additional_config": {KEY: [str(configs)]}}
+
+        arguments = arguments | {"additional_config": {KEY: []}}
     if not gpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")

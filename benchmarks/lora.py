@@ -21,7 +21,6 @@ from typing import Any
 
 from msgspec import Struct
 
-import hlo
 from benchmarks.report import median, tell
 from benchmarks.shapes import ALL_LINEAR, ATTENTION, MISTRAL_7B, TINY, adapters, model
 
@@ -81,9 +80,7 @@ def engine(side: Side, load: Load, folder: Path, wire: Connection) -> None:
         if not side.all_layers:
             extra["lora_target_modules"] = list(side.kinds)
         if side.kernels == "hlo":
-            extra["additional_config"] = {
-                KEY: [str(Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs")]
-            }
+            extra["additional_config"] = {KEY: []}
     if load.gpu:
         extra |= {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": int(load.kv_gib * 2**30), "dtype": "bfloat16"}
     else:

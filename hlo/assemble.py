@@ -386,9 +386,8 @@ def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
 
 
 def lora_configs(settings: Settings) -> tuple[Path, ...]:
-    """The folders in which LoRA kernels find what was tuned: the operator's, then HLO's."""
-    shipped = Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs"
-    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", shipped)
+    """The folders in which HLO's LoRA kernels find what was tuned."""
+    return (settings.cache_dir.expanduser().absolute() / "lora-kernels",)
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:

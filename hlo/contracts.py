@@ -74,7 +74,7 @@ class EngineOptions(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds` and `reason`: see `EngineOptions`.
+    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`, `reason`: see `EngineOptions`.
 
     `weight_bytes` is what the model's weights take on all devices together, `linear_dtype` how the linear layers' are
     kept, and `linear_bits` what each of these takes, its share of the scales included; None: the engine does not tell.

@@ -34,8 +34,7 @@ def command() -> None:
 def tune_lora(rank: tuple[int, ...], adapters: int | None, out: Path | None, as_json: bool, **options: Any) -> None:
     """Find the fastest configuration of HLO's LoRA kernels for your model and adapters on this GPU.
 
-    Takes some minutes. `hlo serve` finds what was written by itself. For GPUs that HLO brings a file for this gains
-    little; for others it does.
+    Takes some minutes. `hlo serve` finds what was written by itself.
     """
     options["log_level"] = options["log_level"] or "warning"
     settings = read(options)

@@ -1,6 +1,6 @@
 """How the kernels are cut for a GPU, a layer and a batch: tuned where `hlo bench tune-lora` was run, else by rule.
 
-Tuned configurations are JSON files named after the GPU. HLO brings some; those in `HLO_CACHE_DIR` come before them.
+Tuned configurations are JSON files named after the GPU, written to `HLO_CACHE_DIR`.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ def shrink(
 ) -> None:
     """Write the partial sums of A x to `h`, in the order of `batch`.
 
-    `x` has shape (tokens, in), each row contiguous; each of `a` (slots, 1, rank, in). With `overlap`, this may begin
-    before what stands ahead of it in the stream has ended, and `expand` before this has (programmatic dependent launch,
-    CUDA C++ Programming Guide); both wait by themselves, and must follow each other at once.
+    `x` has shape (tokens, in), each row contiguous; each of `a` (slots, 1, rank, in). With `overlap`, `expand` may
+    begin before this has ended (programmatic dependent launch), and waits by itself; it must come next in the stream.
     """
     tokens, inputs = x.shape
     slots, rank = a[0].shape[0], a[0].shape[-2]
@@ -57,6 +56,7 @@ def shrink(
         batch.order,
         batch.tables[large],
         x.stride(0),
+        rank * inputs,
         tokens,
         K=inputs,
         R=rank,
@@ -69,7 +69,6 @@ def shrink(
         WIDE=not x.is_cuda,  # Triton's interpreter, on a CPU, has no product of bfloat16
         num_warps=config.shrink_warps,
         num_stages=config.shrink_stages,
-        **_launch(overlap),
     )
 
 
@@ -83,6 +82,7 @@ def expand(
     widths = [one.shape[-2] for one in b]
     blocks = sum(triton.cdiv(width, config.block_n) for width in widths)
     n0, n1, n2 = (*widths, 0, 0)[:MOST_SLICES]
+    extra = {"launch_pdl": True} if overlap else {}
     expand_kernel[(blocks, most_tiles(tokens, slots, BLOCKS[large]))](
         y,
         *_three(b),
@@ -90,6 +90,7 @@ def expand(
         batch.order,
         batch.tables[large],
         y.stride(0),
+        *(width * rank for width in (n0, n1, n2)),
         tokens,
         N0=n0,
         N1=n1,
@@ -103,7 +104,7 @@ def expand(
         OVERLAP=overlap,
         WIDE=not y.is_cuda,
         num_warps=config.expand_warps,
-        **_launch(overlap),
+        **extra,
     )
 
 
@@ -117,14 +118,10 @@ def add_lora(
     *,
     overlap: bool,
 ) -> None:
-    """`y` += B A `x`, in place, with each token's own adapter."""
+    """Both: `y` += B A `x`, in place, with each token's own adapter."""
     h = partial_sums(x.shape[0], a, config)
     shrink(x, h, a, batch, config, overlap=overlap)
     expand(y, h, b, batch, config, overlap=overlap)
-
-
-def _launch(overlap: bool) -> dict[str, bool]:
-    return {"launch_pdl": True} if overlap else {}
 
 
 def _three(some: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
