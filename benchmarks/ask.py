@@ -1,7 +1,7 @@
 """What does `/ask` cost over the engine driven directly? Requests per second at 1, 8 and 32 clients, in one run.
 
 Both sides use the same engine, the same prompts and the same number of tokens. HTTP clients run in a process of their
-own. Rounds alternate between the two sides, and the median round counts.
+own. Rounds alternate between the two sides, and the median round counts. `--gpu` and `--tiny`: see `ask_at_scale`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +18,7 @@ from contextlib import aclosing
 import httpx
 from rich.progress import track
 
+from benchmarks import ask_at_scale
 from benchmarks.report import median, tell
 from benchmarks.serving import serving
 from hlo.assemble import Runtime, assemble
@@ -120,4 +122,7 @@ async def measure(runtime: Runtime, url: str) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(run())
+    if "--gpu" in sys.argv or "--tiny" in sys.argv:
+        asyncio.run(ask_at_scale.run(gpu="--gpu" in sys.argv))
+    else:
+        asyncio.run(run())

@@ -343,6 +343,8 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
         dtype="float32" if settings.dtype == "auto" and chosen == "cpu" else settings.dtype,
         quantization=settings.effective_quantization,
         slots=slots,
+        resident=settings.adapter_slots if settings.adapter_slots and settings.adapter_slots < slots else None,
+        turn_s=settings.adapter_turn_s,
         rank=max((version.rank for version in versions), default=settings.max_lora_rank),
         kinds=tuple(sorted(kinds)),
         null=null,

@@ -38,8 +38,9 @@ class Encoder(Protocol):
 
 
 class EngineOptions(Struct, frozen=True):
-    """How an engine is to run. Lengths are in tokens; `slots` counts adapters on the device, `rank` is the highest.
+    """How an engine is to run. Lengths are in tokens; `slots` counts adapters that it keeps, `rank` is the highest.
 
+    `resident` of them stand on the device at once (None: all), and take turns of `turn_s` seconds at least.
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
     adapter that changes nothing, for an engine that can not compute a request without one right beside others.
     `arguments` are the operator's own, in the engine's words, and come before all else.
@@ -53,6 +54,8 @@ class EngineOptions(Struct, frozen=True):
     slots: int
     rank: int
     kinds: tuple[str, ...]
+    resident: int | None = None
+    turn_s: float = 0.5
     null: AdapterVersion | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -97,6 +100,7 @@ class Engine(Protocol):
     def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Yield text as it is generated; the last delta has a `finish_reason`. Closing the iterator aborts the request.
 
+        A prompt that is wanted `whole` may have its text in one delta, which says when the first token was there.
         Raises `PromptTooLong`, `Overloaded`, `EngineDead` or another `EngineError`.
         """
 

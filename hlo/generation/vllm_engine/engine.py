@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
 from hlo.contracts import EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
+from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import check_quantization
@@ -34,6 +36,7 @@ class VllmEngine:
         self._loras: dict[str, Any] = {}
         self._known: dict[str, Any] = {}
         self._closed = False
+        self._admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
         config = llm.vllm_config
         self._info = EngineInfo(
             engine="vllm",
@@ -119,9 +122,13 @@ class VllmEngine:
             await self._forget(request.lora_int_id)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Stream text deltas; closing the iterator aborts the request in the engine."""
+        """Stream text deltas; closing the iterator aborts the request in the engine.
+
+        A prompt that is wanted whole wakes this process once, not once for each token.
+        """
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+        asked = time.time()
         try:
             parameters = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -130,14 +137,20 @@ class VllmEngine:
                 repetition_penalty=sampling.repetition_penalty,
                 seed=sampling.seed,
                 stop=list(sampling.stop),
-                output_kind=RequestOutputKind.DELTA,
+                output_kind=RequestOutputKind.FINAL_ONLY if prompt.whole else RequestOutputKind.DELTA,
             )
         except ValueError as error:
             raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
         async with aclosing(self._run(prompt, parameters)) as outputs:
             async for output in outputs:
                 piece = output.outputs[0]
-                yield Delta(piece.text, tuple(piece.token_ids), _finish_reason(piece.finish_reason))
+                yield Delta(
+                    piece.text,
+                    tuple(piece.token_ids),
+                    _finish_reason(piece.finish_reason),
+                    _first_token_s(output.metrics, asked) if prompt.whole else None,
+                    output.num_cached_tokens or 0,
+                )
 
     async def score(self, prompt: Prompt) -> tuple[float, ...]:
         """Natural-log probabilities of the prompt's tokens after the first; generates one token to get them."""
@@ -177,11 +190,12 @@ class VllmEngine:
 
         number = f"hlo-{next(self._requests)}"
         try:
-            (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
-            stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
-            async with aclosing(stream) as outputs:
-                async for output in outputs:
-                    yield output
+            async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
+                (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
+                stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
+                async with aclosing(stream) as outputs:
+                    async for output in outputs:
+                        yield output
         except VLLMValidationError as error:
             # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
             raise InvalidRequest(
@@ -211,6 +225,13 @@ class VllmEngine:
         """Take an adapter out of the engine; a failed load can leave it half-loaded there."""
         if not self._llm.errored:
             await self._llm.remove_lora(number)
+
+
+def _first_token_s(metrics: Any, asked: float) -> float | None:
+    """The time from `asked` (of `time.time`, as vLLM's own) to the first token, where vLLM counted it."""
+    if metrics is None or not metrics.first_token_latency:
+        return None
+    return max(float(metrics.arrival_time - asked + metrics.first_token_latency), 0.0)
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

@@ -30,16 +30,18 @@ def prepare_environment(options: EngineOptions) -> None:
 def construct(options: EngineOptions) -> Any:
     """Build AsyncLLM; blocks until the engine process is up."""
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     adapters: Mapping[str, Any] = {}
     if options.slots:
-        slots = options.slots + (options.null is not None)
+        extra = int(options.null is not None)  # requests without an adapter wait for nobody's turn
         adapters = {
             "enable_lora": True,
-            # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
-            "max_loras": slots,
-            "max_cpu_loras": slots,
+            # With fewer slots than adapters vLLM lets a waiting adapter starve: `Admission` stands in front of it then.
+            "max_loras": (options.resident or options.slots) + extra,
+            # All of them, so that one that comes back to its slot is copied from memory, never read from a file.
+            "max_cpu_loras": options.slots + extra,
             "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
             "lora_target_modules": list(options.kinds),
         }
@@ -65,7 +67,8 @@ def construct(options: EngineOptions) -> Any:
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**chosen))
+        # As a server: for one that only embeds it, vLLM takes 128 requests a batch where it takes 1024 for its own.
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**chosen), usage_context=UsageContext.OPENAI_API_SERVER)
     except (ValueError, OSError) as error:
         raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
     except RuntimeError as error:
