@@ -47,7 +47,7 @@ def template(number: int) -> str:
     """A specialty's template: some 75 tokens that are the same for all of its questions."""
     return (
         f"You are the specialist for {TOPICS[number % len(TOPICS)]} in a large hospital. Answer briefly and plainly, "
-        "in words that a patient understands; name what is urgent first, then what can wait, then whom to see about it. "
+        "in words that a patient understands; name what is urgent first, what can wait, and whom to see about it. "
         "Say so where you do not know something, and never name a dose of a medicine. "
         "Question: {{ question }}"
     )

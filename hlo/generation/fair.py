@@ -88,7 +88,9 @@ class Turns(Generic[T]):
         """Take slots back from adapters that run nothing, as many as are waited for; the first that came goes first."""
         wanted = len(self._outside()) - (self._slots - len(self._residents))
         idle = [
-            name for name, one in self._residents.items() if not one.running and (one.closed or not self._asked(name))
+            name
+            for name, one in self._residents.items()
+            if not one.running and (one.closed or name not in self._waiting)
         ]
         for name in idle[: max(wanted, 0)]:
             del self._residents[name]
