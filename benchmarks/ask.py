@@ -25,6 +25,7 @@ from hlo.assemble import Runtime, assemble
 from hlo.generation import prompting
 from hlo.generation.tokenizer import ChatTokenizer
 from hlo.records import Prompt, Sampling
+from hlo.service.server import event_loop
 from hlo.settings import load_settings
 from hlo.telemetry.metrics import Metrics
 
@@ -122,7 +123,7 @@ async def measure(runtime: Runtime, url: str) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    if "--gpu" in sys.argv or "--tiny" in sys.argv:
-        asyncio.run(ask_at_scale.run(gpu="--gpu" in sys.argv))
-    else:
-        asyncio.run(run())
+    at_scale = "--gpu" in sys.argv or "--tiny" in sys.argv
+    measuring = ask_at_scale.run(gpu="--gpu" in sys.argv) if at_scale else run()
+    with asyncio.Runner(loop_factory=event_loop()) as runner:  # as `hlo serve`
+        runner.run(measuring)

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 import uvicorn
 
@@ -19,6 +20,24 @@ SWITCH_INTERVAL_S = 0.0005
 
 After each question the encoder's thread wants it back from the busy event loop: a fifth more questions a second.
 """
+
+
+def run(settings: Settings, start: Start) -> None:
+    """`serve` on an event loop of its own: uvloop's, where that is installed, as it is beside vLLM.
+
+    Raises `HLOError` when it can not start.
+    """
+    with asyncio.Runner(loop_factory=event_loop()) as runner:
+        runner.run(serve(settings, start))
+
+
+def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the fastest event loop that is installed; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:  # not on Windows, nor without vLLM
+        return None
+    return uvloop.new_event_loop
 
 
 async def serve(settings: Settings, start: Start) -> None:
