@@ -17,7 +17,7 @@ from hlo.catalog import Catalog, Entry
 from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
 from hlo.edition import Edition
 from hlo.errors import CalibrationError, HLOError, PluginError, SettingsError
-from hlo.generation import adapters, base_model, prompting
+from hlo.generation import adapters, base_model, prompting, uses
 from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
@@ -60,6 +60,7 @@ class Runtime(Struct, frozen=True):
         """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
         self.encoder.close()
         await self.pipeline.engine.close()
+        await asyncio.to_thread(uses.remember, self.pipeline.uses, self.settings.cache_dir.expanduser())
         await asyncio.to_thread(self.pipeline.edition.hooks.close, self.settings.shutdown_grace_s)
         self.tracing.close()
 
@@ -82,8 +83,9 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     try:
         found = catalog.keep(found, unroutable)
         report("loading the adapters and checking that each changes the output")
-        errors = {name: await load(found.entries[name], engine, tokenizer) for name in found.entries}
-        found = catalog.keep(found, {name: error for name, error in errors.items() if error is not None})
+        order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
+        errors = {name: await load(found.entries[name], engine, tokenizer) for name in order}
+        found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
     except BaseException:
         await engine.close()
         raise

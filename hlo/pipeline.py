@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal
@@ -68,6 +69,7 @@ class Pipeline:
     ) -> None:
         self.edition = edition
         self.engine = engine
+        self.uses: Counter[str] = Counter()  # answers by the specialty that gave them
         self._tokenizer = tokenizer
         self._policy = policy
         self._metrics = metrics
@@ -143,6 +145,7 @@ class Pipeline:
                 )
                 edition.hooks.observe(question, answer)
             outcome = answer.finish_reason
+            self.uses.update([answer.specialty] if answer.specialty else ())
             self._metrics.answered(answer, label, cached)
             yield answer
         except (GeneratorExit, asyncio.CancelledError):
