@@ -236,5 +236,7 @@ def test_questions_of_a_specialty_share_the_template_before_them(tokenizer: Chat
         for question in ("my chest hurts when I climb the stairs", "9 o'clock pills make me dizzy")
     )
     shared = next(number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    fixed = len(tokenizer.encode(tokenizer.chat(template.partition("{{")[0]))) - len(tokenizer.encode(tokenizer.chat("")))
+    fixed = len(tokenizer.encode(tokenizer.chat(template.partition("{{")[0]))) - len(
+        tokenizer.encode(tokenizer.chat(""))
+    )
     assert shared >= fixed

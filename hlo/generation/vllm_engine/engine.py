@@ -21,8 +21,10 @@ from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import check_quantization
-from hlo.generation.vllm_engine.starting import construct, prepare_environment
+from hlo.generation.vllm_engine.starting import READER, construct, prepare_environment
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
+
+_READING_S = 0.01  # between two looks at whether an adapter is read
 
 
 class VllmEngine:
@@ -102,6 +104,7 @@ class VllmEngine:
         )
         self._known[adapter.engine_name] = request
         try:
+            await self._read_ahead(request)
             loaded = await self._llm.add_lora(request)
         except Exception as error:  # vLLM raises a bare Exception here, with the cause as text
             await self._forget(request.lora_int_id)
@@ -211,6 +214,17 @@ class VllmEngine:
             if type(error).__name__ in ("QueueOverflowError", "MaxQueuedTokensError"):
                 raise Overloaded("The engine's queue is full.", remedy="Ask again in a few seconds.") from error
             raise
+
+    async def _read_ahead(self, request: Any) -> None:
+        """Have the workers read an adapter beside their work: `add_lora` would hold up all that runs meanwhile."""
+        if self._llm.vllm_config.parallel_config.worker_extension_cls != READER:  # the operator has one of their own
+            return
+        given = (request.lora_name, request.lora_int_id, request.lora_path)
+        if not all(await self._llm.collective_rpc("hlo_read_adapter", args=given)):
+            return
+        number = (request.lora_int_id,)
+        while not all(await self._llm.collective_rpc("hlo_adapter_is_read", args=number)):  # noqa: ASYNC110
+            await asyncio.sleep(_READING_S)
 
     def _lora(self, adapter: AdapterVersion | None) -> Any:
         wanted = adapter or self._options.null

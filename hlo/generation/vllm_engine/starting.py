@@ -14,6 +14,8 @@ from hlo.generation.vllm_engine.installed import version
 # Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
+READER = "hlo.generation.vllm_engine.reader.AdapterReader"
+
 
 def prepare_environment(options: EngineOptions) -> None:
     """Settings that vLLM takes from the environment only. What the operator has set there stays."""
@@ -44,6 +46,7 @@ def construct(options: EngineOptions) -> Any:
             "max_cpu_loras": options.slots + extra,
             "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
             "lora_target_modules": list(options.kinds),
+            "worker_extension_cls": READER,
         }
     arguments: dict[str, Any] = {
         "model": str(options.model),
