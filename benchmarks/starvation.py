@@ -34,7 +34,10 @@ from hlo.settings import Settings
 
 
 class Size(Struct, frozen=True):
-    """How much of all: `hot` streams for each adapter that has many, `streams` that decode while adapters come."""
+    """How much of all: `hot` streams for each adapter that has many, `streams` that decode while adapters come.
+
+    `context` is the longest prompt and answer together, in tokens.
+    """
 
     load: Load
     slots: int
@@ -42,10 +45,15 @@ class Size(Struct, frozen=True):
     streams: int
     skew_s: float
     churn_s: float
+    context: int
 
 
-GPU = Size(Load(16, 256, 128, ramp_s=3, window_s=10, rounds=1), slots=8, hot=4, streams=64, skew_s=15, churn_s=8)
-TINY = Size(Load(16, 32, 32, ramp_s=2, window_s=8, rounds=1), slots=8, hot=2, streams=8, skew_s=10, churn_s=6)
+GPU = Size(
+    Load(16, 256, 128, ramp_s=3, window_s=10, rounds=1), slots=8, hot=4, streams=64, skew_s=15, churn_s=8, context=4096
+)
+TINY = Size(
+    Load(16, 32, 32, ramp_s=2, window_s=8, rounds=1), slots=8, hot=2, streams=8, skew_s=10, churn_s=6, context=2048
+)
 
 
 class Bench:
@@ -134,18 +142,19 @@ async def churn(runtime: Runtime, size: Size) -> tuple[float, float, float]:
     bench = Bench(runtime, size.load.tokens)
     version = runtime.pipeline.catalog.entries[shaped.specialty(0)].adapter
     gaps: list[float] = []
+    sampling = Sampling(max_tokens=size.context - 256)
 
     async def stream(which: int) -> None:
         while True:
             last = None
-            async with aclosing(bench.engine.generate(bench.prompt(which), Sampling(max_tokens=1800))) as deltas:
+            async with aclosing(bench.engine.generate(bench.prompt(which), sampling)) as deltas:
                 async for _ in deltas:
                     now = time.perf_counter()
                     if last is not None:
                         gaps.append(now - last)
                     last = now
 
-    tasks = [asyncio.create_task(stream(number % size.load.adapters)) for number in range(size.streams)]
+    tasks = [asyncio.create_task(stream(number % (size.load.adapters - 1))) for number in range(size.streams)]
     await asyncio.sleep(3)
     gaps.clear()
     await asyncio.sleep(size.churn_s)
@@ -224,8 +233,10 @@ async def run(*, gpu: bool) -> None:
         print(f"{what}: {value:.4g} against {against:.4g}: {ratio:.3g} ({limit})", flush=True)
 
     with tempfile.TemporaryDirectory() as folder, shaped.installed(Path(folder), config, size.load.adapters) as model:
-        common: dict[str, Any] = {"engine_arguments": engine, "max_model_len": 2048}
-        async with started(shaped.settings(model, spare_adapters=spare, **common)) as runtime:
+        common: dict[str, Any] = {"engine_arguments": engine, "max_model_len": size.context}
+        # Room for those that come is in memory: they take the slot of the one adapter that no stream uses.
+        slots = size.load.adapters
+        async with started(shaped.settings(model, spare_adapters=spare, adapter_slots=slots, **common)) as runtime:
             all_slots = await throughput(runtime, size)
             before, after, by_vllm = await churn(runtime, size)
         row("an adapter a second: p99 between tokens", after, before, after / before, "<= 1.3")
