@@ -36,6 +36,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> AdapterReader:
     for name, module in (("vllm", ModuleType("vllm")), ("vllm.lora", ModuleType("vllm.lora")), (fake.__name__, fake)):
         monkeypatch.setitem(sys.modules, name, module)
     reader = AdapterReader()
+    reader.device = SimpleNamespace(type="cpu")
     reader.model_runner = SimpleNamespace(lora_manager=Manager())
     return reader
 

@@ -14,6 +14,7 @@ from typing import Any
 class AdapterReader:
     """What vLLM adds to the class of its workers (its argument `worker_extension_cls`); called by `collective_rpc`."""
 
+    device: Any
     model_runner: Any
 
     def hlo_read_adapter(self, name: str, number: int, path: str) -> bool:
@@ -25,7 +26,7 @@ class AdapterReader:
 
         shelf = getattr(manager, "_hlo_shelf", None)
         if shelf is None:
-            shelf = manager._hlo_shelf = _Shelf(manager._load_adapter)
+            shelf = manager._hlo_shelf = _Shelf(manager._load_adapter, self.device)
             manager._load_adapter = shelf.take
         shelf.read(LoRARequest(lora_name=name, lora_int_id=number, lora_path=path))
         return True
@@ -38,8 +39,9 @@ class AdapterReader:
 class _Shelf:
     """Adapters that were read and not yet taken, by their numbers. `load` is vLLM's own way to read one."""
 
-    def __init__(self, load: Any) -> None:
+    def __init__(self, load: Any, device: Any) -> None:
         self._load = load
+        self._device = device
         self._read: dict[int, Any] = {}
         self._threads: dict[int, threading.Thread] = {}
 
@@ -62,4 +64,8 @@ class _Shelf:
 
     def _work(self, request: Any) -> None:
         with suppress(Exception):  # vLLM reads it again in `take`, and its error reaches who asked for it
+            if getattr(self._device, "type", None) == "cuda":  # pinned memory is had through the thread's current GPU
+                import torch
+
+                torch.cuda.set_device(self._device)
             self._read[request.lora_int_id] = self._load(request)
