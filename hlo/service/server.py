@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -10,10 +11,12 @@ from collections.abc import Callable
 
 import uvicorn
 
+from hlo.assemble import Report, Runtime
 from hlo.errors import HLOError, SettingsError
 from hlo.service.app import create_app
 from hlo.service.state import Service, Start
 from hlo.settings import Settings
+from hlo.telemetry.metrics import Metrics
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon a thread gives up the interpreter to one that waits for it, in seconds; Python's default is ten times that.
@@ -28,7 +31,22 @@ def run(settings: Settings, start: Start) -> None:
     Raises `HLOError` when it can not start.
     """
     with asyncio.Runner(loop_factory=event_loop()) as runner:
-        runner.run(serve(settings, start))
+        runner.run(serve(settings, settled(start)))
+
+
+def settled(start: Start) -> Start:
+    """`start`, after which what it made is left out of garbage collections: it stays, and each would look at all of it.
+
+    That would hold up everybody's answers for a tenth of a second now and then.
+    """
+
+    async def started(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
+        runtime = await start(settings, metrics, report)
+        gc.collect()
+        gc.freeze()
+        return runtime
+
+    return started
 
 
 def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -184,6 +184,7 @@ class VllmEngine:
             llm.output_handler.cancel()
         await asyncio.to_thread(llm.shutdown, self._options.shutdown_grace_s)
         del llm
+        gc.unfreeze()  # a server leaves what it made at start out of collections
         gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
 
     async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
