@@ -171,11 +171,11 @@ class Pipeline:
             return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
-        self, text: str, adapter: str, overrides: SamplingOverrides
+        self, text: str, adapter: str, overrides: SamplingOverrides, *, whole: bool = False
     ) -> AsyncGenerator[Delta | Completion, None]:
         """Continue a raw prompt with the adapter of that name (`base`: none): deltas, then what did it.
 
-        Raises any `HLOError`.
+        `whole`: as for `ask`. Raises any `HLOError`.
         """
         with self.edition.use() as edition:
             if not text:
@@ -185,7 +185,8 @@ class Pipeline:
                 prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
             )
             tokens = 0
-            async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+            wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
+            async with aclosing(self.engine.generate(wanted, sampling)) as deltas:
                 async for delta in deltas:
                     tokens += len(delta.token_ids)
                     yield delta

@@ -80,7 +80,7 @@ async def generate(
     """
     pipeline = service.runtime.pipeline
     chosen = service.default if data.adapter is None else data.adapter
-    deltas = pipeline.complete(data.prompt, chosen, data.overrides())
+    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), whole=not data.stream)
     if data.stream:
         return _stream(_generate_events(await anext(deltas), deltas))
     text, end, reason = await _unless_gone(request, _completion(deltas))
