@@ -49,10 +49,10 @@ class Size(Struct, frozen=True):
 
 
 GPU = Size(
-    Load(16, 256, 128, ramp_s=3, window_s=10, rounds=1), slots=8, hot=4, streams=64, skew_s=15, churn_s=8, context=4096
+    Load(16, 256, 128, ramp_s=3, window_s=10, rounds=1), slots=8, hot=4, streams=64, skew_s=8, churn_s=6, context=4096
 )
 TINY = Size(
-    Load(16, 32, 32, ramp_s=2, window_s=8, rounds=1), slots=8, hot=2, streams=8, skew_s=10, churn_s=6, context=2048
+    Load(16, 32, 32, ramp_s=2, window_s=8, rounds=1), slots=8, hot=2, streams=8, skew_s=8, churn_s=5, context=2048
 )
 
 
