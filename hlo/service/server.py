@@ -30,8 +30,11 @@ def run(settings: Settings, start: Start) -> None:
 
     Raises `HLOError` when it can not start.
     """
-    with asyncio.Runner(loop_factory=event_loop()) as runner:
-        runner.run(serve(settings, settled(start)))
+    try:
+        with asyncio.Runner(loop_factory=event_loop()) as runner:
+            runner.run(serve(settings, settled(start)))
+    finally:
+        gc.unfreeze()  # what is left must be collected before the interpreter goes
 
 
 def settled(start: Start) -> Start:
