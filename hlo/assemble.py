@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
 from msgspec import Struct
 from threadpoolctl import threadpool_limits
 
@@ -329,15 +330,23 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
     from hlo.generation import vllm_engine
 
     start = find_engine(settings, hooks)
-    chosen = device(settings)
+    options = engine_options(settings, model, found, device(settings))
+    if options.slots and start == vllm_engine.VllmEngine.start and vllm_engine.needs_null(options.device):
+        kinds, store = frozenset(options.kinds), settings.cache_dir.expanduser()
+        null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
+        options = msgspec.structs.replace(options, null=null)
+    logger.info("engine: %s", options.reason)
+    return await start(options)
+
+
+def engine_options(
+    settings: Settings, model: BaseModel, found: Catalog, chosen: Literal["cpu", "cuda"]
+) -> EngineOptions:
+    """How the engine is to run, derived from the settings and from the adapters that are installed."""
     versions = [entry.adapter for entry in found.entries.values()]
-    slots = len(versions) + settings.spare_adapters
     kinds = {kind for version in versions for kind in version.modules}
     kinds = kinds or {name.rpartition(".")[2] for name in model.linears}
-    null = None
-    if slots and start == vllm_engine.VllmEngine.start and vllm_engine.needs_null(chosen):
-        store = settings.cache_dir.expanduser()
-        null = await asyncio.to_thread(adapters.null, model.linears, model.name, frozenset(kinds), store)
+    slots = len(versions) + settings.spare_adapters
     options = EngineOptions(
         model=model.folder,
         name=model.name,
@@ -345,22 +354,46 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
         dtype="float32" if settings.dtype == "auto" and chosen == "cpu" else settings.dtype,
         quantization=settings.effective_quantization,
         slots=slots,
+        spare=settings.spare_adapters,
         resident=settings.adapter_slots if settings.adapter_slots and settings.adapter_slots < slots else None,
         turn_s=settings.adapter_turn_s,
         rank=max((version.rank for version in versions), default=settings.max_lora_rank),
         kinds=tuple(sorted(kinds)),
-        null=null,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache_dtype=settings.kv_cache_dtype,
         max_queued_requests=settings.max_queued_requests,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
         shutdown_grace_s=settings.shutdown_grace_s,
         log_level=settings.log_level,
+        lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
+        lora_configs=lora_configs(settings),
         arguments=settings.engine_arguments,
     )
-    return await start(options)
+    return msgspec.structs.replace(options, reason=_reason(options, versions))
+
+
+def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
+    """What room for adapters the engine is started with, and which of the installed ones ask for it."""
+    if not options.slots:
+        return "room for no adapter: none is installed, and HLO_SPARE_ADAPTERS is 0"
+    highest = max(versions, key=lambda version: version.rank, default=None)
+    rank = f"as `{highest.name}` has" if highest else "HLO_MAX_LORA_RANK, since none is installed"
+    touched = "which they touch" if versions else "all that the base model has"
+    room = f"{options.slots} adapter{'s' if options.slots > 1 else ''}"
+    return (
+        f"room for {room} ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks up to "
+        f"{options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
+    )
+
+
+def lora_configs(settings: Settings) -> tuple[Path, ...]:
+    """The folders in which LoRA kernels find what was tuned: the operator's, then HLO's."""
+    shipped = Path(hlo.__file__).parent / "generation" / "lora_kernels" / "configs"
+    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", shipped)
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:

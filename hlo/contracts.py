@@ -42,8 +42,10 @@ class EngineOptions(Struct, frozen=True):
 
     `resident` of them stand on the device at once (None: all), and take turns of `turn_s` seconds at least.
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
-    adapter that changes nothing, for an engine that can not compute a request without one right beside others.
-    `arguments` are the operator's own, in the engine's words, and come before all else.
+    adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
+    slots, `spare` are for adapters to come. `lora_kernels` says whose kernels add LoRA on a GPU, and `lora_configs` are
+    the folders in which HLO's find what was tuned, in order. `arguments` are the operator's own, in the engine's words,
+    and come before all else. `reason` says why there are so many slots, of that rank and those kinds.
     """
 
     model: Path
@@ -57,19 +59,29 @@ class EngineOptions(Struct, frozen=True):
     resident: int | None = None
     turn_s: float = 0.5
     null: AdapterVersion | None = None
+    spare: int = 0
     max_model_len: int | None = None
     max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str = "auto"
     max_queued_requests: int | None = None
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: int = 1
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
     log_level: str = "warning"
+    lora_kernels: Literal["hlo", "engine"] = "engine"
+    lora_configs: tuple[Path, ...] = ()
     arguments: Mapping[str, Any] = {}
+    reason: str = ""
 
 
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`: see `EngineOptions`."""
+    """What is running, as the engine reports it. Lengths are in tokens; `kinds` and `reason`: see `EngineOptions`.
+
+    `weight_bytes` is what the model's weights take on all devices together, `linear_dtype` how the linear layers' are
+    kept, and `linear_bits` what each of these takes, its share of the scales included; None: the engine does not tell.
+    """
 
     engine: str
     version: str
@@ -82,6 +94,10 @@ class EngineInfo(Struct, frozen=True):
     max_adapters: int
     max_lora_rank: int
     kinds: tuple[str, ...] = ()
+    weight_bytes: int | None = None
+    linear_dtype: str | None = None
+    linear_bits: float | None = None
+    reason: str = ""
 
 
 class Engine(Protocol):

@@ -16,6 +16,7 @@ HLOError
 ├── EncoderError           the encoder can not be loaded, or failed
 ├── CalibrationError       routing can not be calibrated with these questions, or a calibration can not be used
 └── EngineError            the engine failed
+    ├── OutOfMemory        the model, its adapters and a useful KV cache do not fit the device
     ├── NotReady           the engine is still starting, or shutting down
     ├── Overloaded         the engine's queue is full
     └── EngineDead         the engine process is gone; nothing can be generated until a restart
@@ -100,6 +101,10 @@ class CalibrationError(HLOError):
 
 class EngineError(HLOError):
     """The engine failed."""
+
+
+class OutOfMemory(EngineError):
+    """The model, its adapters and a useful KV cache do not fit the device."""
 
 
 class NotReady(EngineError):

@@ -62,13 +62,13 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Precision of activations and of unquantised weights; auto: float32 on CPU."
     )
-    quantization: Literal["none", "bitsandbytes", "fp8_per_channel"] = Field(
-        default="none", description="8-bit weights; bitsandbytes needs a checkpoint saved in int8."
+    quantization: Literal["none", "int8", "int8_weight_only", "bitsandbytes", "fp8_per_channel"] = Field(
+        default="none", description="8-bit weights; all but fp8_per_channel need what `hlo models quantize` makes."
     )
     quantize: bool = Field(
         default=False,
         validation_alias=AliasChoices("HLO_QUANTIZE", "QUANTIZE"),
-        description="Short for quantization=bitsandbytes.",
+        description="Short for quantization=int8.",
     )
 
     # The engine
@@ -89,10 +89,19 @@ class Settings(BaseSettings):
     )
     max_model_len: int | None = Field(default=None, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Most requests in one batch.")
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=16, description="Most tokens in one step; fewer take less memory, and longer to read a prompt."
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        default="auto", description="Precision of the KV cache; fp8 takes half the memory for a token."
+    )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory to use.")
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
     max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+    lora_kernels: Literal["hlo", "engine"] = Field(
+        default="hlo", description="Whose kernels compute adapters on a GPU: HLO's own, or the engine's."
+    )
     engine_arguments: dict[str, Any] = Field(
         default={}, description="Further arguments of vLLM's AsyncEngineArgs, as JSON; they come before HLO's own."
     )
@@ -163,15 +172,15 @@ class Settings(BaseSettings):
         return json.loads(value) if isinstance(value, str) else value  # a command's option
 
     @model_validator(mode="after")
-    def _quantize_means_bitsandbytes(self) -> Settings:
-        if self.quantize and self.quantization not in ("none", "bitsandbytes"):
-            raise ValueError(f"QUANTIZE=true means bitsandbytes, but quantization is {self.quantization}; set only one")
+    def _quantize_means_int8(self) -> Settings:
+        if self.quantize and self.quantization == "fp8_per_channel":
+            raise ValueError("QUANTIZE=true means int8 weights, but quantization is fp8_per_channel; set only one")
         return self
 
     @property
     def effective_quantization(self) -> str:
         """The quantisation asked for, by either setting."""
-        return "bitsandbytes" if self.quantize else self.quantization
+        return "int8" if self.quantize and self.quantization == "none" else self.quantization
 
     @classmethod
     def settings_customise_sources(

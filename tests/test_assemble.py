@@ -435,3 +435,23 @@ async def test_a_calibration_holds_for_what_it_was_made_with(
     with pytest.raises(CalibrationError, match="does not hold") as caught:
         assemble.make_router(strict, encoder, groups, Background())
     assert "hlo route calibrate" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("names", "spare", "said"),
+    [
+        (("heart", "skin"), 2, "room for 4 adapters (2 installed, HLO_SPARE_ADAPTERS=2), of ranks up to 8 (as `heart`"),
+        ((), 1, "room for 1 adapter (0 installed, HLO_SPARE_ADAPTERS=1), of ranks up to 64 (HLO_MAX_LORA_RANK"),
+        ((), 0, "room for no adapter: none is installed, and HLO_SPARE_ADAPTERS is 0"),
+    ],
+)
+def test_the_engine_is_started_for_what_is_installed(
+    names: tuple[str, ...], spare: int, said: str, tiny_model: BaseModel
+) -> None:
+    """Slots, rank and kinds of layer come from the adapters that are installed, and the reason says so."""
+    settings = Settings(spare_adapters=spare)
+    found = Catalog({name: entry(name, "0" * 64) for name in names}, (), ())
+    options = assemble.engine_options(settings, tiny_model, found, "cpu")
+    assert (options.slots, options.spare) == (len(names) + spare, spare)
+    assert options.kinds == ("q_proj",) if names else len(options.kinds) == 7
+    assert options.reason.startswith(said)

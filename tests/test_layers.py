@@ -33,6 +33,7 @@ FACE = ("__init__", "__main__")
 ABOVE_THE_FACE = ("cli", "service", "testing", "reload", "assemble", "pipeline")
 ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "vllm": "generation/vllm_engine/",
+    "triton": "generation/lora_kernels/",
     "sentence_transformers": "routing/sentence_encoder.py",
     "litestar": "service/",
     "opentelemetry.sdk": "telemetry/",
@@ -42,6 +43,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "tokenizers": ("generation/", "routing/onnx_encoder.py"),
     "scipy": "routing/",
     "huggingface_hub": "hub/",
+    "bitsandbytes": "generation/quantize/writing.py",
     "peft": "generation/transformers_engine/lora.py",
     "uvicorn": "service/",
     "prometheus_client": "telemetry/",
@@ -61,6 +63,7 @@ HEAVY = (
     "tokenizers",
     "torch",
     "transformers",
+    "triton",
     "vllm",
 )
 MODULES = sorted(ROOT.rglob("*.py"))

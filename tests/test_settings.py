@@ -91,12 +91,13 @@ def test_own_name_beats_original_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().model == "own"
 
 
-def test_quantize_means_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`QUANTIZE=true` asks for bitsandbytes, and agrees with asking for it twice."""
+@pytest.mark.parametrize("way", ["int8", "int8_weight_only", "bitsandbytes"])
+def test_quantize_means_int8(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`QUANTIZE=true` asks for int8, and agrees with every way to serve int8 weights that is asked for beside it."""
     monkeypatch.setenv("QUANTIZE", "true")
-    assert load_settings().effective_quantization == "bitsandbytes"
-    monkeypatch.setenv("HLO_QUANTIZATION", "bitsandbytes")
-    assert load_settings().effective_quantization == "bitsandbytes"
+    assert load_settings().effective_quantization == "int8"
+    monkeypatch.setenv("HLO_QUANTIZATION", way)
+    assert load_settings().effective_quantization == way
 
 
 def test_quantization_alone_is_effective() -> None:

@@ -7,11 +7,12 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
+from rich.table import Table
 
 from hlo.cli.findings import draw
 from hlo.cli.options import read, settings_options
@@ -19,9 +20,6 @@ from hlo.errors import HLOError
 from hlo.plugins import Hooks
 from hlo.records import Finding
 from hlo.settings import Settings
-
-_GIB = 2**30
-State = Literal["ok", "warning", "trouble"]
 
 
 @click.command("doctor")
@@ -40,16 +38,15 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
 
     with Console(stderr=True).status("examining"):
         hooks = discover(settings).hooks
-        findings = [
-            *_software(settings, hooks),
-            *_model(settings, gpu_gib),
-            *_encoder(settings, hooks),
-            *_speed(settings),
-        ]
+        about_model, tables = _model(settings, gpu_gib)
+        findings = [*_software(settings, hooks), *about_model, *_encoder(settings, hooks), *_speed(settings)]
     if as_json:
         click.echo(msgspec.json.encode(findings).decode())
     else:
         draw(findings)
+        for table in tables:
+            Console().print()
+            Console().print(table)
     if any(one.state == "trouble" for one in findings):
         raise SystemExit(1)
 
@@ -85,67 +82,56 @@ def _software(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
                 f"{name} {other} does not fit torch {torch}: importing transformers will fail.",
                 f"`pip uninstall {name}`; HLO does not need it.",
             )
-    if settings.effective_quantization == "bitsandbytes" and not _version("vllm-bnb-plugin"):
+    if _needs_bitsandbytes(settings) and not (_version("vllm-bnb-plugin") and _version("bitsandbytes")):
         yield Finding(
             "engine",
             "trouble",
-            "QUANTIZE=true needs the package vllm-bnb-plugin.",
+            f"{settings.effective_quantization} needs the packages vllm-bnb-plugin and bitsandbytes here.",
             "`pip install --no-deps vllm-bnb-plugin bitsandbytes`, or HLO_QUANTIZATION=fp8_per_channel.",
         )
 
 
-def _model(settings: Settings, gpu_gib: float | None) -> Iterator[Finding]:
+def _needs_bitsandbytes(settings: Settings) -> bool:
+    """Whether bitsandbytes computes: where it was asked for, and with int8 weights on a CPU."""
+    from hlo.assemble import device
+
+    asked = settings.effective_quantization
+    try:
+        return asked == "bitsandbytes" or (asked == "int8" and device(settings) == "cpu")
+    except HLOError:
+        return False  # told with the model
+
+
+def _model(settings: Settings, gpu_gib: float | None) -> tuple[list[Finding], tuple[Table, ...]]:
     """The base model, its adapters, and the memory that both need."""
-    from hlo.assemble import collect, device, find_model, search_path
-    from hlo.generation.memory import estimate
+    from hlo.assemble import collect, device, engine_options, find_model, search_path
+    from hlo.cli import doctor_memory
 
     try:
-        chosen = device(settings)
+        chosen = device(settings) if gpu_gib is None else "cuda"
         model = find_model(settings)
     except HLOError as error:
-        yield Finding("model", "trouble", error.message, error.remedy)
-        return
+        return [Finding("model", "trouble", error.message, error.remedy)], ()
     note = " (embedded demonstration; set HLO_MODEL)" if model.embedded else ""
-    yield Finding("model", "ok", f"{model.name}, {model.parameters / 1e6:,.0f}M parameters, in {model.folder}{note}")
+    size = f"{model.parameters / 1e6:,.0f}M parameters"
     catalog, _ = collect(settings, model)
     looked = ", ".join(str(folder) for folder in search_path(settings, model))
-    yield Finding("adapters", "ok", f"{len(catalog.entries)} can be served; names are looked up in {looked}")
-    for refusal in catalog.refusals:
-        yield Finding("adapters", "trouble", f"{refusal.specialty or refusal.plugin}: {refusal.reason}", refusal.remedy)
+    findings = [
+        Finding("model", "ok", f"{model.name}, {size}, in {model.folder}{note}"),
+        Finding("adapters", "ok", f"{len(catalog.entries)} can be served; names are looked up in {looked}"),
+        *(
+            Finding("adapters", "trouble", f"{refusal.specialty or refusal.plugin}: {refusal.reason}", refusal.remedy)
+            for refusal in catalog.refusals
+        ),
+    ]
     if not catalog.entries and not catalog.refusals:
-        yield Finding(
-            "adapters", "warning", "No specialty is installed.", "`pip install hlo-cardiology`, or write one."
-        )
-
-    versions = [entry.adapter for entry in catalog.entries.values()]
-    eight_bit = settings.effective_quantization != "none"
-    wide = settings.dtype == "float32" or (settings.dtype == "auto" and chosen == "cpu" and gpu_gib is None)
-    needs = estimate(
-        model,
-        bytes_per_value=4 if wide else 2,
-        eight_bit=eight_bit,
-        slots=len(versions),
-        rank=max((version.rank for version in versions), default=0),
-        kinds={kind for version in versions for kind in version.modules},
-    )
-    found = _available(settings, chosen, gpu_gib)
-    if found is None:
-        yield Finding("memory", "warning", "This system does not tell how much memory it has.")
-        return
-    available, where = found
-    length = settings.max_model_len or model.context
-    tokens = needs.tokens(available)
-    text = (
-        f"{where}: weights {needs.weights / _GIB:.2f} GiB, {len(versions)} adapters {needs.adapters / _GIB:.2f} GiB, "
-        f"about {needs.overhead / _GIB:.1f} GiB for the rest, leaving room for {max(tokens, 0):,} tokens of context"
-    )
-    if tokens >= 4 * length:
-        yield Finding("memory", "ok", text)
-        return
-    lower = [] if eight_bit else ["serve 8-bit weights (HLO_QUANTIZATION=fp8_per_channel)"]
-    lower += [f"set HLO_MAX_MODEL_LEN below {length}", "raise HLO_GPU_MEMORY_UTILIZATION", "install fewer adapters"]
-    state: State = "warning" if tokens >= length else "trouble"
-    yield Finding("memory", state, f"{text}; one request may have {length:,}", f"Do one of: {'; '.join(lower)}.")
+        remedy = "`pip install hlo-cardiology`, or write one."
+        findings.append(Finding("adapters", "warning", "No specialty is installed.", remedy))
+    options = engine_options(settings, model, catalog, chosen)
+    findings.append(Finding("adapters", "ok", f"The engine is started with {options.reason}."))
+    memory = doctor_memory.examine(model, options, settings, gpu_gib)
+    findings.append(doctor_memory.finding(memory, model, options, settings))
+    return findings, () if memory is None else doctor_memory.tables(memory, model, options)
 
 
 def _encoder(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
@@ -190,28 +176,10 @@ def _speed(settings: Settings) -> Iterator[Finding]:
             "speed",
             "warning",
             "bitsandbytes saves memory but runs eagerly: it keeps a seventh of bf16's throughput.",
-            "HLO_QUANTIZATION=fp8_per_channel is 8-bit and faster than bf16 on Hopper GPUs.",
+            "QUANTIZE=true alone serves the same weights through vLLM's int8 kernels, faster than bf16.",
         )
     if settings.log_level == "debug":
         yield Finding("speed", "warning", "HLO_LOG_LEVEL=debug writes much.", "Set it to info.")
-
-
-def _available(settings: Settings, chosen: str, gpu_gib: float | None) -> tuple[int, str] | None:
-    """Bytes that the model, its adapters and the cache may take, and the device that they are on; None: unknown."""
-    if gpu_gib is not None:
-        return int(gpu_gib * _GIB * settings.gpu_memory_utilization), f"A GPU of {gpu_gib:g} GiB"
-    if chosen == "cuda":
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        name = f"{torch.cuda.get_device_name()} ({free / _GIB:.1f} of {total / _GIB:.1f} GiB free)"
-        return min(free, int(total * settings.gpu_memory_utilization)), name
-    known = getattr(os, "sysconf_names", {})  # empty on Windows; macOS tells all memory, and not what of it is free
-    pages, word = ("SC_AVPHYS_PAGES", "free") if "SC_AVPHYS_PAGES" in known else ("SC_PHYS_PAGES", "in all")
-    if pages not in known:
-        return None
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf(pages)
-    return total, f"This machine's memory ({total / _GIB:.1f} GiB {word})"
 
 
 def _version(distribution: str) -> str | None:

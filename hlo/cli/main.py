@@ -17,6 +17,7 @@ _COMMANDS = {
     "route": "Show where questions would go, without answering them.",
     "plugins": "See, write, examine and reload the plugins that bring specialties.",
     "models": "Fetch the base model, the encoder and adapters from a model hub; export an encoder.",
+    "bench": "Tune HLO's kernels for this machine's GPU.",
     "demo": "Start a server, ask it four questions, and keep serving.",
     "doctor": "Examine this machine and these settings; help with memory, adapters and speed.",
 }

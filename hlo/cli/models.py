@@ -52,12 +52,15 @@ class _Row(Struct):
 
 
 # Help texts are here, so that listing the commands imports none of them.
-_ELSEWHERE = {"export-encoder": "Export an encoder for a fast start and fast routing on CPUs."}
+_ELSEWHERE = {
+    "export-encoder": "Export an encoder for a fast start and fast routing on CPUs.",
+    "quantize": "Make an 8-bit checkpoint of a model with bitsandbytes, and measure what that costs.",
+}
 
 
 @click.group("models", cls=LazyGroup, elsewhere=_ELSEWHERE, prefix="hlo.cli.models_")
 def command() -> None:
-    """Models: fetch them from a model hub and pin them in the lock file; make an encoder fast."""
+    """Models: fetch them from a model hub and pin them in the lock file; make an encoder fast, a model small."""
 
 
 @command.command("fetch")

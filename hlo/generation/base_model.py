@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from hlo.errors import HubError, ModelError
+from hlo.generation.quantize import checkpoint
 from hlo.hub import Hub, Reference
 
 EMBEDDED_NAME = "hlo-demo-10m"
@@ -65,7 +66,8 @@ def find(reference: str, revision: str | None = None, *, name: str | None = None
         folder = (hub or Hub()).snapshot(wanted, FILES, IGNORED).folder
     config = _read_config(folder)
     linears, parameters = _shapes(folder)
-    own = Path(wanted.repo if wanted else reference).name
+    # An int8 checkpoint goes by the name of its original: adapters know it by that.
+    own = checkpoint.report(folder).get("base") or Path(wanted.repo if wanted else reference).name
     return BaseModel(
         name=name or own or EMBEDDED_NAME,
         folder=folder,

@@ -1,47 +1,238 @@
-"""Estimates, from configuration alone, what a model and its adapters need on a device. Sizes are in bytes.
+"""Predicts, from configuration alone, what vLLM will report of a device's memory. Sizes are in bytes.
 
-Good for advice before anything is loaded; the engine's own figures are the truth afterwards.
+vLLM divides its share of a GPU (HLO_GPU_MEMORY_UTILIZATION of all of it): weights and adapter slots, which it reports
+as "Model loading took"; the peak of a profiling run over a full batch; CUDA graphs; what its libraries and its sampler
+keep; and the KV cache gets the rest. `benchmarks/memory.py` holds each against what vLLM reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from msgspec import Struct
 
+from hlo.contracts import EngineOptions
 from hlo.generation.base_model import BaseModel
 
-# What vLLM needs beside weights and cache on a GPU: CUDA context, activations of one step, CUDA graphs.
-_OVERHEAD = int(1.5 * 2**30)
+GIB = 2**30
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks for which vLLM has buffers and kernels (vllm/config/lora.py)."""
+
+# vLLM joins these layers, and keeps buffers for all of them as soon as adapters touch one.
+_JOINED = (frozenset({"q_proj", "k_proj", "v_proj"}), frozenset({"gate_proj", "up_proj"}))
+
+# AsyncEngineArgs fills these in where nothing is said (vllm/config/scheduler.py; it asks for more under `vllm serve`).
+_MAX_NUM_SEQS, _MAX_NUM_BATCHED_TOKENS = 128, 2048
+
+_VOCABULARY_MULTIPLE = 64  # embeddings and head are padded to it
+_SCALE = 4  # a float32 for each row of an 8-bit weight
+
+# What the profiling run does not see: modules that CUDA loads, handles, workspaces of attention and of the allocator.
+_LIBRARIES = int(0.15 * GIB)
+# A captured graph keeps its kernels' arguments and the graph's nodes; the largest one's activations are shared by all.
+_GRAPH = int(2.5 * 2**20)
+# On a CPU: Python, torch and vLLM themselves, in the engine's process.
+_CPU_PROCESS = int(1.5 * GIB)
 
 
-class Estimate(Struct, frozen=True):
-    """Bytes for weights, for adapter slots, for everything else, and for the KV cache of one token."""
+class Demand(Struct, frozen=True):
+    """What an engine is to hold and to do at once. Lengths are in tokens; `slots` counts adapters on the device.
+
+    `parallel`: base and adapters of a layer are computed at the same time, each into memory of its own.
+    """
+
+    quantization: str
+    bytes_per_value: int
+    slots: int
+    rank: int
+    kinds: frozenset[str]
+    max_model_len: int
+    max_num_seqs: int = _MAX_NUM_SEQS
+    max_num_batched_tokens: int = _MAX_NUM_BATCHED_TOKENS
+    kv_cache_dtype: str = "auto"
+    eager: bool = False
+    parallel: bool = False
+    device: str = "cuda"
+
+    @classmethod
+    def of(cls, options: EngineOptions, model: BaseModel) -> Demand:
+        """What an engine started with these options holds; the operator's own arguments come first, as in vLLM."""
+        given = {name: getattr(options, name, None) for name in ("max_model_len", "max_num_seqs", "quantization")}
+        given |= {name: getattr(options, name) for name in ("max_num_batched_tokens", "kv_cache_dtype")}
+        given |= {name: value for name, value in options.arguments.items() if value is not None}
+        length = int(given["max_model_len"] or model.context)
+        seqs = int(given["max_num_seqs"] or _MAX_NUM_SEQS)
+        tokens = int(given["max_num_batched_tokens"] or min(seqs * length, _MAX_NUM_BATCHED_TOKENS))
+        slots = options.slots + (options.null is not None) if options.slots else 0
+        return cls(
+            quantization=str(given["quantization"] or "none"),
+            bytes_per_value=4 if given.get("dtype", options.dtype) == "float32" else 2,  # "auto" is never float32
+            slots=int(given.get("max_loras") or slots),
+            rank=int(given.get("max_lora_rank") or padded_rank(options.rank)),
+            kinds=frozenset(options.kinds),
+            max_model_len=length,
+            max_num_seqs=min(seqs, tokens),
+            max_num_batched_tokens=tokens,
+            kv_cache_dtype=str(given["kv_cache_dtype"]),
+            # vLLM computes bitsandbytes' layers without graphs, whatever it is told.
+            eager=bool(given.get("enforce_eager", options.enforce_eager)) or given["quantization"] == "bitsandbytes",
+            parallel=bool(slots) and options.lora_kernels == "hlo",
+            device=options.device,
+        )
+
+
+class Prediction(Struct, frozen=True):
+    """Bytes for weights, adapter slots, the peak of a step, CUDA graphs, all else, and a block of the KV cache."""
 
     weights: int
     adapters: int
-    overhead: int
-    kv_per_token: int
+    activation: int
+    graphs: int
+    other: int
+    block: int
+    block_tokens: int
 
-    def tokens(self, available: int) -> int:
-        """How many tokens of KV cache fit into `available` bytes beside the rest; below zero: not even that fits."""
-        return (available - self.weights - self.adapters - self.overhead) // self.kv_per_token
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.adapters + self.activation + self.graphs + self.other
+
+    @property
+    def per_token(self) -> int:
+        """The KV cache of one token."""
+        return self.block // self.block_tokens
+
+    def tokens(self, share: int) -> int:
+        """How many tokens of KV cache fit into vLLM's share beside the rest; below zero: not even the rest fits."""
+        return (share - self.fixed) // self.block * self.block_tokens
 
 
-def estimate(
-    model: BaseModel, *, bytes_per_value: int, eight_bit: bool, slots: int, rank: int, kinds: Collection[str]
-) -> Estimate:
-    """Estimate for `slots` adapters of at most `rank` on layers of `kinds`; `eight_bit` halves the linear layers."""
-    linear = sum(out_features * in_features for out_features, in_features in model.linears.values())
-    rest = model.parameters - linear
-    per_slot = sum(rank * (o + i) for name, (o, i) in model.linears.items() if name.rpartition(".")[2] in kinds)
-    config = model.config
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return Estimate(
-        weights=linear * (1 if eight_bit else bytes_per_value) + rest * bytes_per_value,
-        adapters=slots * per_slot * bytes_per_value,
-        overhead=_OVERHEAD,
-        kv_per_token=2 * int(config["num_hidden_layers"]) * kv_heads * head_dim * bytes_per_value,
+def padded_rank(rank: int) -> int:
+    """The rank that vLLM makes buffers for: the smallest of its own that is enough."""
+    return next((known for known in RANKS if known >= rank), rank)
+
+
+def predict(model: BaseModel, demand: Demand) -> Prediction:
+    """Predict what vLLM 0.33 reports for a decoder with full attention; one with sliding windows needs less cache."""
+    shape = _Shape.of(model)
+    wide = demand.bytes_per_value
+    cpu = demand.device == "cpu"
+    cached = 1 if demand.kv_cache_dtype.startswith("fp8") else wide
+    tokens = 128 if cpu else 16  # a block's
+    return Prediction(
+        weights=_weights(model, shape, demand),
+        adapters=_adapters(model.linears, demand),
+        activation=_activation(shape, demand),
+        graphs=0 if cpu or demand.eager else _graphs(shape, demand),
+        # The sampler keeps counts and masks of all tokens of the vocabulary, for each request that there may be.
+        other=(_CPU_PROCESS if cpu else _LIBRARIES) + demand.max_num_seqs * shape.vocabulary * 17 // 4,
+        block=tokens * 2 * shape.layers * shape.kv * cached,
+        block_tokens=tokens,
     )
+
+
+class _Shape(Struct, frozen=True):
+    """A decoder's widths, in values a token: hidden, queries, keys, the MLP's, and how many of the last it holds."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv: int
+    inner: int
+    branches: int
+    head_dim: int
+    vocabulary: int
+    positions: int
+    tied: bool
+
+    @classmethod
+    def of(cls, model: BaseModel) -> _Shape:
+        config = _text(model)
+        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        head = int(config.get("head_dim") or hidden // heads)
+        kinds = {name.rpartition(".")[2] for name in model.linears}
+        return cls(
+            layers=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            heads=heads * head,
+            kv=int(config.get("num_key_value_heads") or heads) * head,
+            inner=int(config.get("intermediate_size") or 4 * hidden),
+            branches=2 if kinds & {"gate_proj", "gate_up_proj"} else 1,
+            head_dim=head,
+            vocabulary=-int(config["vocab_size"]) // _VOCABULARY_MULTIPLE * -_VOCABULARY_MULTIPLE,
+            positions=model.context,
+            tied=bool(config.get("tie_word_embeddings", False)),
+        )
+
+
+def _text(model: BaseModel) -> Mapping[str, Any]:
+    text: Mapping[str, Any] = model.config.get("text_config") or model.config
+    return text
+
+
+def _eight_bit(model: BaseModel, demand: Demand) -> bool:
+    """Whether linear layers are held in 8 bit: asked for, or saved so."""
+    saved = model.config.get("quantization_config") or {}
+    return demand.quantization != "none" or bool(saved.get("load_in_8bit") or '"num_bits": 8' in json.dumps(saved))
+
+
+def _weights(model: BaseModel, shape: _Shape, demand: Demand) -> int:
+    """Linear layers of decoder blocks in 8 bit where that is asked for; embeddings, head and norms stay wide."""
+    linear = sum(out * into for out, into in model.linears.values())
+    padding = (shape.vocabulary - int(_text(model)["vocab_size"])) * shape.hidden * (1 if shape.tied else 2)
+    rotary = shape.positions * shape.head_dim
+    wide = (model.parameters - linear + padding + rotary) * demand.bytes_per_value
+    if not _eight_bit(model, demand):
+        return wide + linear * demand.bytes_per_value
+    return wide + linear + _SCALE * sum(out for out, _ in model.linears.values())
+
+
+def _adapters(linears: Mapping[str, tuple[int, int]], demand: Demand) -> int:
+    """vLLM's stacked buffers: A and B of every slot, padded to the rank, for each layer that adapters touch."""
+    kinds = set(demand.kinds)
+    for joined in _JOINED:
+        if kinds & joined:
+            kinds |= joined
+    values = sum(demand.rank * (o + i) for name, (o, i) in linears.items() if name.rpartition(".")[2] in kinds)
+    return demand.slots * values * demand.bytes_per_value
+
+
+def _activation(shape: _Shape, demand: Demand) -> int:
+    """The peak of vLLM's profiling run: a full batch's MLP, or sampling for all requests, whichever is more.
+
+    The MLP holds both branches and their product, while its input, the residual stream and the layer's own input are
+    kept by those who called it; compiled code keeps as much.
+    """
+    tokens, wide = demand.max_num_batched_tokens, demand.bytes_per_value
+    parallel = demand.parallel and demand.kinds & _JOINED[1]  # both branches twice, before they are added
+    mlp = (2 * shape.branches if parallel else shape.branches + 1) * shape.inner + 3 * shape.hidden
+    attention = 2 * shape.heads + 2 * shape.kv + 4 * shape.hidden
+    step = tokens * max(mlp, attention) * wide
+    # Logits as the head gives them, in float32, with the best of them masked, and as probabilities.
+    sampling = (
+        demand.max_num_seqs * shape.vocabulary * (wide + 12) + (tokens + demand.max_num_seqs) * shape.hidden * wide
+    )
+    return max(step, sampling)
+
+
+def _graphs(shape: _Shape, demand: Demand) -> int:
+    """CUDA graphs for batch sizes up to twice the requests, and for decoding up to all of them; twice with adapters."""
+    largest = min(2 * demand.max_num_seqs, 512, demand.max_num_batched_tokens)
+    sizes = _captured(largest)
+    count = len(sizes) + sum(size <= demand.max_num_seqs for size in sizes)
+    pool = largest * ((shape.branches + 1) * shape.inner + 4 * shape.hidden) * demand.bytes_per_value
+    return pool + count * (2 if demand.slots else 1) * _GRAPH
+
+
+def _captured(largest: int) -> tuple[int, ...]:
+    """The batch sizes that vLLM captures graphs for (vllm/config/vllm.py)."""
+    return tuple(size for size in _sizes() if size <= largest)
+
+
+def _sizes() -> Iterable[int]:
+    yield from (1, 2, 4)
+    yield from range(8, 256, 8)
+    yield from range(256, 513, 16)

@@ -73,7 +73,23 @@ def test_memory_is_advised_for_another_gpu(
     memory = findings(hlo("doctor", "--gpu-gib", gib, *arguments).out)["memory"][0]
     assert memory["state"] == state
     assert f"GPU of {gib} GiB" in memory["text"]
-    assert ("HLO_MAX_MODEL_LEN" in memory["remedy"]) == (state != "ok")
+    assert ("a GPU of 6 GiB" in memory["remedy"]) == (state != "ok")
+
+
+def test_the_parts_of_memory_are_a_table(arguments: list[str], hlo: Hlo, plugins: Plugins) -> None:
+    """For people, the parts of the prediction are a table, and what fits is another where it does not."""
+    assert plugins
+    printed = hlo("doctor", "--gpu-gib", "1", "--max-num-batched-tokens", "100000", *arguments[1:]).out
+    for part in ("weights", "adapters: 2 slots of rank 64", "activation", "CUDA graphs", "KV cache"):
+        assert part in printed
+    assert "What fits, the least change first" in printed
+
+
+def test_the_room_for_adapters_is_told(arguments: list[str], hlo: Hlo, plugins: Plugins) -> None:
+    """How many adapters the engine will have room for is told, and why."""
+    assert plugins
+    told = [one["text"] for one in findings(hlo("doctor", "--spare-adapters", "3", *arguments).out)["adapters"]]
+    assert any("room for 3 adapters (0 installed, HLO_SPARE_ADAPTERS=3)" in text for text in told)
 
 
 def test_a_missing_model_is_trouble(hlo: Hlo, plugins: Plugins, tmp_path: Path) -> None:
@@ -142,3 +158,15 @@ def test_brackets_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: p
     printed = capsys.readouterr().out
     assert "No [/INST] here." in printed
     assert "`pip install 'hlo[gpu]'`" in printed
+
+
+@pytest.mark.parametrize(("absent", "told"), [("vllm-bnb-plugin", True), ("bitsandbytes", True), ("nothing", False)])
+def test_what_8_bit_needs_on_a_cpu(
+    absent: str, told: bool, arguments: list[str], hlo: Hlo, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU int8 weights need bitsandbytes and vLLM's plugin for it, and the remedy says how to install them."""
+    monkeypatch.setattr("hlo.cli.doctor._version", lambda name: None if name == absent else "1")
+    found = findings(hlo("doctor", "--quantize", "true", *arguments).out)
+    remedies = [one["remedy"] for one in found["engine"] if "vllm-bnb-plugin" in one["text"]]
+    assert bool(remedies) is told
+    assert all("--no-deps vllm-bnb-plugin bitsandbytes" in remedy for remedy in remedies)

@@ -80,7 +80,7 @@ def test_choices_are_the_settings_own() -> None:
     """A setting with a closed set of values is an option with these choices."""
     choice = options(everything)["quantization"].type
     assert isinstance(choice, click.Choice)
-    assert list(choice.choices) == ["none", "bitsandbytes", "fp8_per_channel"]
+    assert list(choice.choices) == ["none", "int8", "int8_weight_only", "bitsandbytes", "fp8_per_channel"]
 
 
 def test_named_settings_alone() -> None:

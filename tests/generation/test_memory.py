@@ -1,41 +1,122 @@
-"""Estimates of memory, from configuration alone."""
+"""Predictions of memory, from configuration alone; against vLLM's own figures they are held in tests/e2e."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import msgspec
 import pytest
 
+from hlo.contracts import EngineOptions
 from hlo.generation.base_model import BaseModel
-from hlo.generation.memory import estimate
+from hlo.generation.memory import GIB, Demand, Prediction, padded_rank, predict
+
+NOTHING = Demand("none", 2, slots=0, rank=8, kinds=frozenset(), max_model_len=128)
 
 
-def test_weights_are_parameters_times_bytes(tiny_model: BaseModel) -> None:
-    """Weights take as many bytes as parameters times bytes per value, and 8 bit shrinks the linear layers alone."""
-    wide = estimate(tiny_model, bytes_per_value=2, eight_bit=False, slots=0, rank=0, kinds=())
-    small = estimate(tiny_model, bytes_per_value=2, eight_bit=True, slots=0, rank=0, kinds=())
-    linear = sum(out * into for out, into in tiny_model.linears.values())
-    assert wide.weights == 2 * tiny_model.parameters
-    assert wide.weights - small.weights == linear
+def demand(**changes: Any) -> Demand:
+    return msgspec.structs.replace(NOTHING, **changes)
+
+
+@pytest.fixture
+def mistral() -> BaseModel:
+    """Mistral-7B-Instruct-v0.3: what its config.json says, and the shapes of its layers."""
+    block = {"q_proj": (4096, 4096), "k_proj": (1024, 4096), "v_proj": (1024, 4096), "o_proj": (4096, 4096)}
+    block |= {"gate_proj": (14336, 4096), "up_proj": (14336, 4096), "down_proj": (4096, 14336)}
+    linears = {f"layers.{layer}.{kind}": shape for layer in range(32) for kind, shape in block.items()}
+    config = {
+        "hidden_size": 4096,
+        "head_dim": 128,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32768,
+    }
+    return BaseModel("mistral", Path("mistral"), config, linears, 7_248_023_552, embedded=False)
+
+
+def test_weights_are_parameters_times_bytes(mistral: BaseModel) -> None:
+    """Weights take two bytes a value, and 8 bit leaves embeddings and head wide: 0.52 of it for Mistral-7B."""
+    wide, small = (predict(mistral, demand(quantization=name)).weights for name in ("none", "fp8_per_channel"))
+    assert wide / GIB == pytest.approx(13.5, rel=0.002)
+    assert small / GIB == pytest.approx(7.01, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    "saved", [{"load_in_8bit": True}, {"config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}}]
+)
+def test_a_checkpoint_that_is_saved_in_8_bit_is_small(saved: dict[str, Any], mistral: BaseModel) -> None:
+    """What the checkpoint says of itself counts, whether or not the settings ask for 8 bit."""
+    config = {**mistral.config, "quantization_config": saved}
+    found = predict(msgspec.structs.replace(mistral, config=config), NOTHING)
+    assert found.weights == predict(mistral, demand(quantization="fp8_per_channel")).weights
 
 
 def test_adapters_are_two_matrices_a_layer(tiny_model: BaseModel) -> None:
-    """A slot takes rank times (out + in) values for each layer of the kinds that adapters touch."""
-    found = estimate(tiny_model, bytes_per_value=2, eight_bit=False, slots=3, rank=4, kinds=("q_proj", "v_proj"))
-    assert found.adapters == 3 * 2 * 2 * (4 * (64 + 64) + 4 * (32 + 64))
+    """A slot takes rank times (out + in) values for each layer that adapters touch."""
+    found = predict(tiny_model, demand(slots=3, kinds=frozenset({"o_proj"})))
+    assert found.adapters == 3 * 2 * 2 * 8 * (64 + 64)
 
 
-def test_the_cache_holds_keys_and_values_of_every_layer(tiny_model: BaseModel) -> None:
-    """A token takes keys and values of each layer's key-value heads."""
-    found = estimate(tiny_model, bytes_per_value=4, eight_bit=False, slots=0, rank=0, kinds=())
-    assert found.kv_per_token == 2 * 2 * 2 * 16 * 4
+@pytest.mark.parametrize("kinds", [{"q_proj"}, {"k_proj", "v_proj"}, {"q_proj", "k_proj", "v_proj"}])
+def test_layers_that_vllm_joins_have_buffers_together(kinds: set[str], tiny_model: BaseModel) -> None:
+    """As soon as adapters touch one of queries, keys and values, vLLM keeps buffers for all three."""
+    found = predict(tiny_model, demand(slots=1, kinds=frozenset(kinds)))
+    assert found.adapters == 2 * 2 * 8 * ((64 + 64) + 2 * (32 + 64))
+
+
+@pytest.mark.parametrize(("rank", "padded"), [(1, 8), (8, 8), (9, 16), (48, 64), (600, 600)])
+def test_ranks_are_padded_to_those_of_vllm(rank: int, padded: int) -> None:
+    """vLLM has buffers for some ranks only; the smallest that is enough is taken."""
+    assert padded_rank(rank) == padded
+
+
+def test_the_cache_holds_keys_and_values_of_every_layer(mistral: BaseModel) -> None:
+    """A token takes keys and values of each layer's key-value heads: 128 KiB in Mistral-7B, half of it in fp8."""
+    assert predict(mistral, NOTHING).per_token == 128 * 1024
+    assert predict(mistral, demand(kv_cache_dtype="fp8")).per_token == 64 * 1024
+
+
+def test_a_step_takes_memory_for_its_tokens(mistral: BaseModel) -> None:
+    """The activation peak grows with the tokens of a step, until sampling for all requests needs more."""
+    peaks = [predict(mistral, demand(max_num_batched_tokens=tokens)).activation for tokens in (2048, 8192)]
+    assert peaks[1] == 4 * peaks[0]
+    few, many = (predict(mistral, demand(max_num_seqs=seqs)).activation for seqs in (16, 1024))
+    assert few == peaks[0] < many
+
+
+def test_adapters_on_a_stream_of_their_own_take_more(mistral: BaseModel) -> None:
+    """Where base and adapters of the MLP's branches are computed at once, a step holds both results."""
+    kinds = frozenset({"gate_proj"})
+    one, two = (predict(mistral, demand(kinds=kinds, parallel=parallel)).activation for parallel in (False, True))
+    assert two - one == 2048 * 2 * 14336
+    assert predict(mistral, demand(kinds=frozenset({"q_proj"}), parallel=True)).activation == one
+
+
+def test_graphs_are_free_when_there_are_none(mistral: BaseModel) -> None:
+    """Without CUDA graphs, they take nothing; with adapters, they are captured twice."""
+    none, plain, twice = (predict(mistral, demand(**changes)).graphs for changes in ({"eager": True}, {}, {"slots": 2}))
+    assert none == 0 < plain < twice < 2 * plain
 
 
 @pytest.mark.parametrize("extra", [0, 511, 512, 5120])
-def test_tokens_fill_what_is_left(extra: int, tiny_model: BaseModel) -> None:
-    """As many tokens fit as there is room for beside weights, adapters and the rest."""
-    found = estimate(tiny_model, bytes_per_value=4, eight_bit=False, slots=0, rank=0, kinds=())
-    assert found.tokens(found.weights + found.adapters + found.overhead + extra) == extra // 512
+def test_tokens_fill_what_is_left(extra: int) -> None:
+    """As many whole blocks of the cache fit as there is room for beside the rest; below zero: not even the rest."""
+    found = Prediction(weights=1, adapters=2, activation=3, graphs=4, other=5, block=512, block_tokens=16)
+    assert found.tokens(15 + extra) == extra // 512 * 16
+    assert found.tokens(14) < 0
 
 
-def test_too_little_memory_is_below_zero(tiny_model: BaseModel) -> None:
-    """Where not even the weights fit, the number of tokens is negative."""
-    assert estimate(tiny_model, bytes_per_value=4, eight_bit=False, slots=0, rank=0, kinds=()).tokens(0) < 0
+def test_the_demand_is_what_vllm_would_do(tiny_model: BaseModel) -> None:
+    """What nobody says is vLLM's default; the operator's own arguments come before HLO's, as in vLLM."""
+    options = EngineOptions(Path(), "tiny", "cuda", "auto", "none", slots=2, rank=12, kinds=("q_proj",))
+    plain = Demand.of(options, tiny_model)
+    assert (plain.rank, plain.max_num_seqs, plain.max_num_batched_tokens) == (16, 128, 2048)
+    assert (plain.max_model_len, plain.bytes_per_value) == (tiny_model.context, 2)
+    own = {"max_num_seqs": 8, "max_model_len": 16, "enforce_eager": True, "kv_cache_dtype": "fp8"}
+    changed = Demand.of(msgspec.structs.replace(options, arguments=own), tiny_model)
+    assert (changed.max_num_seqs, changed.max_num_batched_tokens) == (8, 128)
+    assert (changed.eager, changed.kv_cache_dtype) == (True, "fp8")

@@ -39,6 +39,7 @@ class Model:
             max_adapters=options.slots,
             max_lora_rank=options.rank,
             kinds=options.kinds,
+            reason=options.reason,
         )
 
     def forward(

@@ -20,8 +20,9 @@ from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Ov
 from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
-from hlo.generation.vllm_engine.quantized import check_quantization
-from hlo.generation.vllm_engine.starting import READER, construct, prepare_environment
+from hlo.generation.vllm_engine.quantized import plan
+from hlo.generation.vllm_engine.starting import WORKER, construct, prepare_environment
+from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
 _READING_S = 0.01  # between two looks at whether an adapter is read
@@ -30,7 +31,7 @@ _READING_S = 0.01  # between two looks at whether an adapter is read
 class VllmEngine:
     """vLLM behind HLO's `Engine` protocol. Made by `VllmEngine.start`."""
 
-    def __init__(self, llm: Any, options: EngineOptions) -> None:
+    def __init__(self, llm: Any, options: EngineOptions, quantization: str, weights: Weights) -> None:
         self._llm = llm
         self._options = options
         self._ids = itertools.count(1)
@@ -46,12 +47,16 @@ class VllmEngine:
             model=options.name,
             device=options.device,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
-            quantization=str(config.model_config.quantization or "none"),
+            quantization=str(config.model_config.quantization or "none") if quantization == "none" else quantization,
             eager=bool(config.model_config.enforce_eager),
             max_model_len=int(config.model_config.max_model_len),
             max_adapters=options.slots,
             max_lora_rank=int(config.lora_config.max_lora_rank) if config.lora_config else 0,
             kinds=options.kinds,
+            weight_bytes=weights.size,
+            linear_dtype=weights.dtype,
+            linear_bits=weights.bits,
+            reason=options.reason,
         )
 
     @classmethod
@@ -66,9 +71,9 @@ class VllmEngine:
                 remedy="Set HLO_DTYPE to auto, bfloat16 or float16.",
             )
         prepare_environment(options)
-        check_quantization(options)
+        wanted = await asyncio.to_thread(plan, options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
-        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options))))
+        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options, wanted.arguments))))
         try:
             await asyncio.shield(building)
         except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
@@ -76,7 +81,14 @@ class VllmEngine:
             for llm in made:
                 llm.shutdown(0)
             raise
-        engine = cls(made.pop(), options)
+        llm = made.pop()
+        try:
+            weights = verify(await llm.collective_rpc("hlo_weights"), wanted)
+        except BaseException:
+            await asyncio.to_thread(llm.shutdown, 0)
+            raise
+        engine = cls(llm, options, wanted.quantization, weights)
+        del llm
         if options.null is not None:
             await engine.load(options.null)
         return engine
@@ -218,7 +230,7 @@ class VllmEngine:
 
     async def _read_ahead(self, request: Any) -> None:
         """Have the workers read an adapter beside their work: `add_lora` would hold up all that runs meanwhile."""
-        if self._llm.vllm_config.parallel_config.worker_extension_cls != READER:  # the operator has one of their own
+        if self._llm.vllm_config.parallel_config.worker_extension_cls != WORKER:  # the operator has one of their own
             return
         given = (request.lora_name, request.lora_int_id, request.lora_path)
         if not all(await self._llm.collective_rpc("hlo_read_adapter", args=given)):

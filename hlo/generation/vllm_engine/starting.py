@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hlo.contracts import EngineOptions
-from hlo.errors import EngineError, ModelError, SettingsError
+from hlo.errors import ModelError, SettingsError
+from hlo.generation.memory import padded_rank
+from hlo.generation.vllm_engine import lora_plugin
+from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
-# Ranks for which vLLM has buffers and kernels (vllm/config/lora.py); the smallest that fits is taken.
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-READER = "hlo.generation.vllm_engine.reader.AdapterReader"
+WORKER = "hlo.generation.vllm_engine.worker.HloWorker"
 
 
 def prepare_environment(options: EngineOptions) -> None:
@@ -25,17 +27,19 @@ def prepare_environment(options: EngineOptions) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
     if options.device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+    if options.lora_kernels == "hlo":
+        os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 
-def construct(options: EngineOptions) -> Any:
-    """Build AsyncLLM; blocks until the engine process is up."""
+def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
+    """Build AsyncLLM; blocks until the engine process is up. `weights` says how the weights are to be kept."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    adapters: Mapping[str, Any] = {}
+    adapters: dict[str, Any] = {}
     if options.slots:
         extra = int(options.null is not None)  # requests without an adapter wait for nobody's turn
         adapters = {
@@ -44,22 +48,26 @@ def construct(options: EngineOptions) -> Any:
             "max_loras": (options.resident or options.slots) + extra,
             # All of them, so that one that comes back to its slot is copied from memory, never read from a file.
             "max_cpu_loras": options.slots + extra,
-            "max_lora_rank": next((rank for rank in _RANKS if rank >= options.rank), options.rank),
+            "max_lora_rank": padded_rank(options.rank),
             "lora_target_modules": list(options.kinds),
-            "worker_extension_cls": READER,
         }
+        if options.lora_kernels == "hlo":
+            adapters["additional_config"] = {lora_plugin.KEY: [str(one) for one in options.lora_configs]}
     arguments: dict[str, Any] = {
         "model": str(options.model),
         "served_model_name": options.name,
         "dtype": options.dtype,
-        "quantization": None if options.quantization == "none" else options.quantization,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_num_seqs,
+        "max_num_batched_tokens": options.max_num_batched_tokens,
+        "kv_cache_dtype": options.kv_cache_dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "enforce_eager": options.enforce_eager,
         "shutdown_timeout": options.shutdown_grace_s,
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
+        "worker_extension_cls": WORKER,
+        **weights,
         **adapters,
     }
     known = inspect.signature(AsyncEngineArgs).parameters
@@ -69,13 +77,15 @@ def construct(options: EngineOptions) -> Any:
             remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
-    try:
-        # As a server: for one that only embeds it, vLLM takes 128 requests a batch where it takes 1024 for its own.
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**chosen), usage_context=UsageContext.OPENAI_API_SERVER)
-    except (ValueError, OSError) as error:
-        raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
-    except RuntimeError as error:
-        raise EngineError(
-            f"vLLM did not start: {error}",
-            remedy="Its own log above says why; `hlo doctor` tells what fits this machine.",
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="hlo-") as made:
+        folder = Path(made)
+        try:
+            made_of = AsyncEngineArgs(**watch(folder, chosen), **chosen)
+            # As a server: for one that only embeds it, vLLM takes 128 requests a batch where it takes 1024 for its own.
+            return AsyncLLM.from_engine_args(made_of, usage_context=UsageContext.OPENAI_API_SERVER)
+        except (ValueError, OSError) as error:
+            if wants_memory(str(error)):
+                raise failure(error, causes(folder), options) from None
+            raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
+        except RuntimeError as error:
+            raise failure(error, causes(folder), options) from error

@@ -1,0 +1,131 @@
+"""Launches the kernels: adds LoRA to the output of one linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+
+from hlo.generation.lora_kernels.batch import Batch
+from hlo.generation.lora_kernels.configs import Config, Layer
+from hlo.generation.lora_kernels.kernels import expand_kernel, shrink_kernel
+from hlo.generation.lora_kernels.tiles import BLOCKS, SMALL, most_tiles
+
+MOST_SLICES = 3
+HIGHEST_RANK = 128
+
+
+def fits(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
+    """Whether the kernels can compute a layer with these stacked matrices."""
+    return (
+        len(a) == len(b) <= MOST_SLICES
+        and all(one.dtype in (torch.bfloat16, torch.float16) and one.is_contiguous() for one in (*a, *b))
+        and len({one.shape for one in a}) == 1
+        and a[0].shape[-2] == b[0].shape[-1] <= HIGHEST_RANK
+    )
+
+
+def layer(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> Layer:
+    """The layer that stacked matrices belong to: `a` (slots, 1, rank, in) each, `b` (slots, 1, out, rank) each."""
+    return Layer(a[0].shape[-1], tuple(one.shape[-2] for one in b), a[0].shape[-2])
+
+
+def partial_sums(tokens: int, a: Sequence[torch.Tensor], config: Config) -> torch.Tensor:
+    """Memory for what `shrink` gives `expand`: float32, shape (split, slices, tokens, padded rank)."""
+    padded = max(16, triton.next_power_of_2(a[0].shape[-2]))
+    return torch.empty((config.split, len(a), tokens, padded), dtype=torch.float32, device=a[0].device)
+
+
+def shrink(
+    x: torch.Tensor, h: torch.Tensor, a: Sequence[torch.Tensor], batch: Batch, config: Config, *, overlap: bool
+) -> None:
+    """Write the partial sums of A x to `h`, in the order of `batch`.
+
+    `x` has shape (tokens, in), each row contiguous; each of `a` (slots, 1, rank, in). With `overlap`, this may begin
+    before what stands ahead of it in the stream has ended, and `expand` before this has (programmatic dependent launch,
+    CUDA C++ Programming Guide); both wait by themselves, and must follow each other at once.
+    """
+    tokens, inputs = x.shape
+    slots, rank = a[0].shape[0], a[0].shape[-2]
+    large = tokens > SMALL
+    grid = (most_tiles(tokens, slots, BLOCKS[large]) * config.split, len(a))
+    shrink_kernel[grid](
+        x,
+        *_three(a),
+        h,
+        batch.order,
+        batch.tables[large],
+        x.stride(0),
+        tokens,
+        K=inputs,
+        R=rank,
+        SLICES=len(a),
+        SPLIT=config.split,
+        BLOCK_M=BLOCKS[large],
+        BLOCK_R=h.shape[-1],
+        BLOCK_K=config.block_k,
+        OVERLAP=overlap,
+        WIDE=not x.is_cuda,  # Triton's interpreter, on a CPU, has no product of bfloat16
+        num_warps=config.shrink_warps,
+        num_stages=config.shrink_stages,
+        **_launch(overlap),
+    )
+
+
+def expand(
+    y: torch.Tensor, h: torch.Tensor, b: Sequence[torch.Tensor], batch: Batch, config: Config, *, overlap: bool
+) -> None:
+    """Add B h to `y`, shape (tokens, sum of the slices' outputs), in place; each of `b` is (slots, 1, out, rank)."""
+    tokens = y.shape[0]
+    slots, rank = b[0].shape[0], b[0].shape[-1]
+    large = tokens > SMALL
+    widths = [one.shape[-2] for one in b]
+    blocks = sum(triton.cdiv(width, config.block_n) for width in widths)
+    n0, n1, n2 = (*widths, 0, 0)[:MOST_SLICES]
+    expand_kernel[(blocks, most_tiles(tokens, slots, BLOCKS[large]))](
+        y,
+        *_three(b),
+        h,
+        batch.order,
+        batch.tables[large],
+        y.stride(0),
+        tokens,
+        N0=n0,
+        N1=n1,
+        N2=n2,
+        R=rank,
+        SLICES=len(b),
+        SPLIT=h.shape[0],
+        BLOCK_M=BLOCKS[large],
+        BLOCK_R=h.shape[-1],
+        BLOCK_N=config.block_n,
+        OVERLAP=overlap,
+        WIDE=not y.is_cuda,
+        num_warps=config.expand_warps,
+        **_launch(overlap),
+    )
+
+
+def add_lora(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    batch: Batch,
+    config: Config,
+    *,
+    overlap: bool,
+) -> None:
+    """`y` += B A `x`, in place, with each token's own adapter."""
+    h = partial_sums(x.shape[0], a, config)
+    shrink(x, h, a, batch, config, overlap=overlap)
+    expand(y, h, b, batch, config, overlap=overlap)
+
+
+def _launch(overlap: bool) -> dict[str, bool]:
+    return {"launch_pdl": True} if overlap else {}
+
+
+def _three(some: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return (*some, *(some[0],) * (MOST_SLICES - len(some)))

@@ -1,0 +1,1 @@
+"""8-bit checkpoints of base models: made with bitsandbytes, measured, and read by the engines."""
