@@ -1,7 +1,7 @@
 """What does `/ask` cost over the engine driven directly? Requests per second at 1, 8 and 32 clients, in one run.
 
 Both sides use the same engine, the same prompts and the same number of tokens. HTTP clients run in a process of their
-own. Rounds alternate between the two sides, and the median round counts.
+own. Rounds alternate between the two sides, and the median round counts. `--gpu` and `--tiny`: see `ask_at_scale`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -17,12 +18,14 @@ from contextlib import aclosing
 import httpx
 from rich.progress import track
 
+from benchmarks import ask_at_scale
 from benchmarks.report import median, tell
 from benchmarks.serving import serving
 from hlo.assemble import Runtime, assemble
 from hlo.generation import prompting
 from hlo.generation.tokenizer import ChatTokenizer
 from hlo.records import Prompt, Sampling
+from hlo.service.server import event_loop
 from hlo.settings import load_settings
 from hlo.telemetry.metrics import Metrics
 
@@ -120,4 +123,7 @@ async def measure(runtime: Runtime, url: str) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    asyncio.run(run())
+    at_scale = "--gpu" in sys.argv or "--tiny" in sys.argv
+    measuring = ask_at_scale.run(gpu="--gpu" in sys.argv) if at_scale else run()
+    with asyncio.Runner(loop_factory=event_loop()) as runner:  # as `hlo serve`
+        runner.run(measuring)

@@ -11,7 +11,7 @@ import uvicorn
 
 from hlo.assemble import Report, Runtime
 from hlo.service.app import create_app
-from hlo.service.server import SWITCH_INTERVAL_S
+from hlo.service.server import SWITCH_INTERVAL_S, settled
 from hlo.service.state import Service
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
@@ -25,7 +25,7 @@ async def serving(runtime: Runtime) -> AsyncIterator[str]:
         return runtime
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    app = create_app(Service(runtime.settings, start))
+    app = create_app(Service(runtime.settings, settled(start)))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it

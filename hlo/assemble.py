@@ -18,7 +18,7 @@ from hlo.catalog import Catalog, Entry
 from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
 from hlo.edition import Edition
 from hlo.errors import CalibrationError, HLOError, PluginError, SettingsError
-from hlo.generation import adapters, base_model, prompting
+from hlo.generation import adapters, base_model, prompting, uses
 from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
@@ -61,6 +61,7 @@ class Runtime(Struct, frozen=True):
         """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
         self.encoder.close()
         await self.pipeline.engine.close()
+        await asyncio.to_thread(uses.remember, self.pipeline.uses, self.settings.cache_dir.expanduser())
         await asyncio.to_thread(self.pipeline.edition.hooks.close, self.settings.shutdown_grace_s)
         self.tracing.close()
 
@@ -83,8 +84,9 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     try:
         found = catalog.keep(found, unroutable)
         report("loading the adapters and checking that each changes the output")
-        errors = {name: await load(found.entries[name], engine, tokenizer) for name in found.entries}
-        found = catalog.keep(found, {name: error for name, error in errors.items() if error is not None})
+        order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
+        errors = {name: await load(found.entries[name], engine, tokenizer) for name in order}
+        found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
     except BaseException:
         await engine.close()
         raise
@@ -344,14 +346,17 @@ def engine_options(
     versions = [entry.adapter for entry in found.entries.values()]
     kinds = {kind for version in versions for kind in version.modules}
     kinds = kinds or {name.rpartition(".")[2] for name in model.linears}
+    slots = len(versions) + settings.spare_adapters
     options = EngineOptions(
         model=model.folder,
         name=model.name,
         device=chosen,
         dtype="float32" if settings.dtype == "auto" and chosen == "cpu" else settings.dtype,
         quantization=settings.effective_quantization,
-        slots=len(versions) + settings.spare_adapters,
+        slots=slots,
         spare=settings.spare_adapters,
+        resident=settings.adapter_slots if settings.adapter_slots and settings.adapter_slots < slots else None,
+        turn_s=settings.adapter_turn_s,
         rank=max((version.rank for version in versions), default=settings.max_lora_rank),
         kinds=tuple(sorted(kinds)),
         max_model_len=settings.max_model_len,

@@ -38,8 +38,9 @@ class Encoder(Protocol):
 
 
 class EngineOptions(Struct, frozen=True):
-    """How an engine is to run. Lengths are in tokens; `slots` counts adapters on the device, `rank` is the highest.
+    """How an engine is to run. Lengths are in tokens; `slots` counts adapters that it keeps, `rank` is the highest.
 
+    `resident` of them stand on the device at once (None: all), and take turns of `turn_s` seconds at least.
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
     adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
     slots, `spare` are for adapters to come. `lora_kernels` says whose kernels add LoRA on a GPU, and `lora_configs` are
@@ -55,6 +56,8 @@ class EngineOptions(Struct, frozen=True):
     slots: int
     rank: int
     kinds: tuple[str, ...]
+    resident: int | None = None
+    turn_s: float = 0.5
     null: AdapterVersion | None = None
     spare: int = 0
     max_model_len: int | None = None
@@ -74,7 +77,7 @@ class EngineOptions(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """What is running, as the engine itself reports it. Lengths are in tokens; `kinds`, `reason`: see `EngineOptions`.
+    """What is running, as the engine reports it. Lengths are in tokens; `kinds` and `reason`: see `EngineOptions`.
 
     `weight_bytes` is what the model's weights take on all devices together, `linear_dtype` how the linear layers' are
     kept, and `linear_bits` what each of these takes, its share of the scales included; None: the engine does not tell.
@@ -113,6 +116,7 @@ class Engine(Protocol):
     def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Yield text as it is generated; the last delta has a `finish_reason`. Closing the iterator aborts the request.
 
+        A prompt that is wanted `whole` may have its text in one delta, which says when the first token was there.
         Raises `PromptTooLong`, `Overloaded`, `EngineDead` or another `EngineError`.
         """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal
@@ -68,6 +69,7 @@ class Pipeline:
     ) -> None:
         self.edition = edition
         self.engine = engine
+        self.uses: Counter[str] = Counter()  # answers by the specialty that gave them
         self._tokenizer = tokenizer
         self._policy = policy
         self._metrics = metrics
@@ -79,9 +81,12 @@ class Pipeline:
         return self.edition.catalog
 
     async def ask(
-        self, question: Question, caller: Context | None = None
+        self, question: Question, caller: Context | None = None, *, whole: bool = False
     ) -> AsyncGenerator[Route | Delta | Answer, None]:
-        """Answer a question. `caller` is the trace that it belongs to. Raises any `HLOError`."""
+        """Answer a question. `caller` is the trace that it belongs to; `whole` says that nobody reads the deltas.
+
+        Raises any `HLOError`.
+        """
         clock = time.perf_counter()
         route: Route | None = None
         label, outcome = UNKNOWN, "error"
@@ -102,7 +107,7 @@ class Pipeline:
                 asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
                 label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
                 span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
-                prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry)
+                prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
                 yield route
 
@@ -112,10 +117,13 @@ class Pipeline:
                 with self._tracing.span("hlo.generate", within) as generating:
                     if prompt.adapter:
                         generating.set_attribute("hlo.adapter", prompt.adapter.engine_name)
+                    asked, cached = time.perf_counter(), 0
                     source = _which(route, edition) if asks_back else self.engine.generate(prompt, sampling)
                     async with aclosing(source) as deltas:
                         async for delta in deltas:
-                            first = first or time.perf_counter()
+                            if first is None:
+                                said, cached = delta.first_token_s, delta.cached_tokens
+                                first = time.perf_counter() if said is None else asked + said
                             text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
                             yield delta
 
@@ -137,7 +145,8 @@ class Pipeline:
                 )
                 edition.hooks.observe(question, answer)
             outcome = answer.finish_reason
-            self._metrics.answered(answer, label)
+            self.uses.update([answer.specialty] if answer.specialty else ())
+            self._metrics.answered(answer, label, cached)
             yield answer
         except (GeneratorExit, asyncio.CancelledError):
             outcome = "abort" if outcome == "error" else outcome
@@ -162,11 +171,11 @@ class Pipeline:
             return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
-        self, text: str, adapter: str, overrides: SamplingOverrides
+        self, text: str, adapter: str, overrides: SamplingOverrides, *, whole: bool = False
     ) -> AsyncGenerator[Delta | Completion, None]:
         """Continue a raw prompt with the adapter of that name (`base`: none): deltas, then what did it.
 
-        Raises any `HLOError`.
+        `whole`: as for `ask`. Raises any `HLOError`.
         """
         with self.edition.use() as edition:
             if not text:
@@ -176,7 +185,8 @@ class Pipeline:
                 prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
             )
             tokens = 0
-            async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+            wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
+            async with aclosing(self.engine.generate(wanted, sampling)) as deltas:
                 async for delta in deltas:
                     tokens += len(delta.token_ids)
                     yield delta
@@ -230,7 +240,7 @@ class Pipeline:
             return None
         return edition.catalog.entries[route.specialty]
 
-    def _prompt(self, question: Question, entry: Entry | None) -> tuple[Prompt, Sampling]:
+    def _prompt(self, question: Question, entry: Entry | None, whole: bool) -> tuple[Prompt, Sampling]:
         """The prompt, with as much of the conversation as leaves room for the answer. Raises `PromptTooLong`."""
         template, adapter, sampling = _BASE_TEMPLATE, None, Sampling()
         if entry is not None:
@@ -239,7 +249,8 @@ class Pipeline:
         most = self.engine.info.max_model_len
         room = max(most - sampling.max_tokens, most // 2)
         prompt = prompting.build_within(room, question.text, template, self._tokenizer, adapter, question.turns)
-        return prompt, prompting.fit(prompt, sampling, most, field="$.question")
+        sampling = prompting.fit(prompt, sampling, most, field="$.question")
+        return Prompt(prompt.token_ids, prompt.adapter, whole), sampling
 
 
 async def _which(route: Route, edition: Edition) -> AsyncGenerator[Delta, None]:

@@ -180,18 +180,28 @@ class Route(Struct, frozen=True):
 
 
 class Prompt(Struct, frozen=True):
-    """What goes to the engine: token ids, and the adapter that is to answer (None: the base model)."""
+    """What goes to the engine: token ids, and the adapter that is to answer (None: the base model).
+
+    `whole` says that nobody reads along: an engine may keep the text to the end, and give it in one delta.
+    """
 
     token_ids: tuple[int, ...]
     adapter: AdapterVersion | None = None
+    whole: bool = False
 
 
 class Delta(Struct, frozen=True):
-    """A piece of generated text and the tokens behind it; the last delta carries `finish_reason`."""
+    """A piece of generated text and the tokens behind it; the last delta carries `finish_reason`.
+
+    `first_token_s` is how long after it was asked the engine had its first token, where it says so: a delta with a
+    whole text comes much later. `cached_tokens` are those of the prompt's that it did not have to compute.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    first_token_s: float | None = None
+    cached_tokens: int = 0
 
 
 class Usage(Struct, frozen=True):

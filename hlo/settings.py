@@ -79,6 +79,14 @@ class Settings(BaseSettings):
     spare_adapters: int = Field(
         default=2, ge=0, description="Adapters beyond those at start for which the engine keeps room, for reloads."
     )
+    adapter_slots: int | None = Field(
+        default=None,
+        ge=1,
+        description="Adapters in the engine at once; with fewer than there are, they take turns. Default: all.",
+    )
+    adapter_turn_s: float = Field(
+        default=0.5, gt=0, description="Seconds that an adapter keeps its slot at least while another waits for one."
+    )
     max_model_len: int | None = Field(default=None, ge=16, description="Longest prompt plus answer, in tokens.")
     max_num_seqs: int | None = Field(default=None, ge=1, description="Most requests in one batch.")
     max_num_batched_tokens: int | None = Field(

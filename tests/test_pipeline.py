@@ -523,3 +523,41 @@ async def test_observers_see_question_and_answer(make_parts: MakeParts, until: U
     answer = await ask(parts, HEART)
     await until(lambda: seen)
     assert seen == [(Question(HEART), answer)]
+
+
+class _WholeEngine(EchoEngine):
+    """An engine that keeps a text that nobody reads along to its end, and says what it had computed before."""
+
+    async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        async with aclosing(super().generate(prompt, sampling)) as deltas:
+            pieces = [delta async for delta in deltas]
+        if not prompt.whole:
+            for piece in pieces:
+                yield piece
+            return
+        await asyncio.sleep(0.05)
+        tokens = tuple(token for piece in pieces for token in piece.token_ids)
+        yield Delta("".join(piece.text for piece in pieces), tokens, "stop", first_token_s=0.0, cached_tokens=7)
+
+
+async def test_an_answer_that_nobody_reads_along_says_when_it_began(make_parts: MakeParts) -> None:
+    """Asked for as a whole, an answer is the same in one delta; its first token's time is what the engine says."""
+    parts = make_parts(engine=_WholeEngine())
+    streamed = [event async for event in parts.pipeline.ask(Question(HEART))]
+    whole = [event async for event in parts.pipeline.ask(Question(HEART), whole=True)]
+    assert (len([one for one in whole if isinstance(one, Delta)]), len(whole)) == (1, 3)
+    last, first = whole[-1], streamed[-1]
+    assert isinstance(last, Answer)
+    assert isinstance(first, Answer)
+    assert (last.text, last.usage) == (first.text, first.usage)
+    assert last.timings.first_token_ms is not None
+    assert last.timings.total_ms - last.timings.first_token_ms >= 50
+
+
+async def test_tokens_of_the_prefix_cache_are_counted_by_specialty(make_parts: MakeParts) -> None:
+    """What the engine says that it had computed before is in the metrics, under the specialty that answered."""
+    parts = make_parts(engine=_WholeEngine())
+    for _ in range(2):
+        _ = [event async for event in parts.pipeline.ask(Question(HEART), whole=True)]
+    assert 'hlo_cached_tokens_total{specialty="cardiology"} 14.0' in parts.metrics.render().decode()
+    assert parts.pipeline.uses == {"cardiology": 2}

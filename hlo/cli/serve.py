@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
@@ -20,6 +19,6 @@ def command(**options: Any) -> None:
     """
     settings = read(options)
     from hlo.assemble import assemble
-    from hlo.service.server import serve
+    from hlo.service.server import run
 
-    asyncio.run(serve(settings, assemble))
+    run(settings, assemble)

@@ -49,7 +49,7 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
     With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
     """
     question = Question(data.question, data.specialty, data.overrides(), data.earlier())
-    events = service.runtime.pipeline.ask(question, tracing.incoming(request.headers))
+    events = service.runtime.pipeline.ask(question, tracing.incoming(request.headers), whole=not data.stream)
     if not data.stream:
         return Response(AnswerView.of(await _unless_gone(request, _answer(events))))
     first = await anext(events)  # what is wrong with the request is wrong before this, and is an HTTP status
@@ -80,7 +80,7 @@ async def generate(
     """
     pipeline = service.runtime.pipeline
     chosen = service.default if data.adapter is None else data.adapter
-    deltas = pipeline.complete(data.prompt, chosen, data.overrides())
+    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), whole=not data.stream)
     if data.stream:
         return _stream(_generate_events(await anext(deltas), deltas))
     text, end, reason = await _unless_gone(request, _completion(deltas))

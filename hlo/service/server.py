@@ -3,22 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 import uvicorn
 
+from hlo.assemble import Report, Runtime
 from hlo.errors import HLOError, SettingsError
 from hlo.service.app import create_app
 from hlo.service.state import Service, Start
 from hlo.settings import Settings
+from hlo.telemetry.metrics import Metrics
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon a thread gives up the interpreter to one that waits for it, in seconds; Python's default is ten times that.
 
 After each question the encoder's thread wants it back from the busy event loop: a fifth more questions a second.
 """
+
+
+def run(settings: Settings, start: Start) -> None:
+    """`serve` on an event loop of its own: uvloop's, where that is installed, as it is beside vLLM.
+
+    Raises `HLOError` when it can not start.
+    """
+    try:
+        with asyncio.Runner(loop_factory=event_loop()) as runner:
+            runner.run(serve(settings, settled(start)))
+    finally:
+        gc.unfreeze()  # what is left must be collected before the interpreter goes
+
+
+def settled(start: Start) -> Start:
+    """`start`, after which what it made is left out of garbage collections: it stays, and each would look at all of it.
+
+    That would hold up everybody's answers for a tenth of a second now and then.
+    """
+
+    async def started(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
+        runtime = await start(settings, metrics, report)
+        gc.collect()
+        gc.freeze()
+        return runtime
+
+    return started
+
+
+def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the fastest event loop that is installed; None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:  # not on Windows, nor without vLLM
+        return None
+    return uvloop.new_event_loop
 
 
 async def serve(settings: Settings, start: Start) -> None:

@@ -46,6 +46,12 @@ class Metrics:
         self._tokens = Counter(
             "hlo_tokens", "Tokens by specialty.", ("specialty", "direction"), registry=self._registry
         )
+        self._cached = Counter(
+            "hlo_cached_tokens",
+            "Prompt tokens, by specialty, that the engine had computed before: hlo_tokens with direction in has all.",
+            ("specialty",),
+            registry=self._registry,
+        )
         self._running = Gauge("hlo_questions_running", "Questions being answered now.", registry=self._registry)
         self._served = Gauge("hlo_specialties", "Specialties by state.", ("state",), registry=self._registry)
         self._hook_errors = Counter(
@@ -71,12 +77,16 @@ class Metrics:
         """Record how long routing took."""
         self._routing.observe(seconds)
 
-    def answered(self, answer: Answer, specialty: str) -> None:
-        """Record what a whole answer took; `specialty` is `base` where no adapter answered."""
+    def answered(self, answer: Answer, specialty: str, cached: int = 0) -> None:
+        """Record what a whole answer took; `specialty` is `base` where no adapter answered.
+
+        `cached` are the prompt's tokens that were found in the engine's prefix cache.
+        """
         if answer.timings.first_token_ms is not None:
             self._first.labels(specialty).observe(answer.timings.first_token_ms / 1000)
         self._total.labels(specialty).observe(answer.timings.total_ms / 1000)
         self._tokens.labels(specialty, "in").inc(answer.usage.prompt_tokens)
+        self._cached.labels(specialty).inc(cached)
         self._tokens.labels(specialty, "out").inc(answer.usage.completion_tokens)
 
     def finished(self, specialty: str, route: str, outcome: str) -> None:

@@ -226,3 +226,17 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, tiny_model: BaseModel) -
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match=tmp_path.name):
         ChatTokenizer.load(tmp_path)
+
+
+def test_questions_of_a_specialty_share_the_template_before_them(tokenizer: ChatTokenizer) -> None:
+    """All that stands before the question is the same tokens for every question, so that an engine computes it once."""
+    template = "You are a cardiologist. Answer plainly, and name what is urgent first. Question: {{ question }}"
+    one, other = (
+        prompting.build(question, template, tokenizer, None).token_ids
+        for question in ("my chest hurts when I climb the stairs", "9 o'clock pills make me dizzy")
+    )
+    shared = next(number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    fixed = len(tokenizer.encode(tokenizer.chat(template.partition("{{")[0]))) - len(
+        tokenizer.encode(tokenizer.chat(""))
+    )
+    assert shared >= fixed

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from hlo.assemble import Runtime
 from hlo.errors import SettingsError
-from hlo.service.server import serve
+from hlo.service.server import event_loop, serve, settled
 from hlo.settings import Settings
+from hlo.telemetry.metrics import Metrics
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -45,3 +48,29 @@ async def test_a_failed_start_ends_the_server() -> None:
 
     with pytest.raises(SettingsError, match="vLLM"):
         await serve(Settings(port=0), start)
+
+
+async def test_what_a_start_made_is_left_out_of_collections() -> None:
+    """After a start, the garbage collector no longer looks at what was there by then."""
+
+    async def start(*_: Any) -> Runtime:
+        return cast("Runtime", [])
+
+    before = gc.get_freeze_count()
+    try:
+        assert not await settled(start)(Settings(), Metrics(), print)
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
+
+
+def test_the_fastest_loop_is_taken() -> None:
+    """The server runs on uvloop where that is installed, and on asyncio's own loop elsewhere."""
+    make = event_loop()
+    if importlib.util.find_spec("uvloop") is None:
+        assert make is None
+    else:
+        assert make is not None
+        loop = make()
+        loop.close()
+        assert type(loop).__module__ == "uvloop"

@@ -10,18 +10,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
 from hlo.contracts import EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
+from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import plan
-from hlo.generation.vllm_engine.starting import construct, prepare_environment
+from hlo.generation.vllm_engine.starting import WORKER, construct, prepare_environment
 from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
+
+_READING_S = 0.01  # between two looks at whether an adapter is read
 
 
 class VllmEngine:
@@ -35,6 +39,7 @@ class VllmEngine:
         self._loras: dict[str, Any] = {}
         self._known: dict[str, Any] = {}
         self._closed = False
+        self._admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
         config = llm.vllm_config
         self._info = EngineInfo(
             engine="vllm",
@@ -111,6 +116,7 @@ class VllmEngine:
         )
         self._known[adapter.engine_name] = request
         try:
+            await self._read_ahead(request)
             loaded = await self._llm.add_lora(request)
         except Exception as error:  # vLLM raises a bare Exception here, with the cause as text
             await self._forget(request.lora_int_id)
@@ -131,9 +137,13 @@ class VllmEngine:
             await self._forget(request.lora_int_id)
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Stream text deltas; closing the iterator aborts the request in the engine."""
+        """Stream text deltas; closing the iterator aborts the request in the engine.
+
+        A prompt that is wanted whole wakes this process once, not once for each token.
+        """
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+        asked = time.time()
         try:
             parameters = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -142,14 +152,20 @@ class VllmEngine:
                 repetition_penalty=sampling.repetition_penalty,
                 seed=sampling.seed,
                 stop=list(sampling.stop),
-                output_kind=RequestOutputKind.DELTA,
+                output_kind=RequestOutputKind.FINAL_ONLY if prompt.whole else RequestOutputKind.DELTA,
             )
         except ValueError as error:
             raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
         async with aclosing(self._run(prompt, parameters)) as outputs:
             async for output in outputs:
                 piece = output.outputs[0]
-                yield Delta(piece.text, tuple(piece.token_ids), _finish_reason(piece.finish_reason))
+                yield Delta(
+                    piece.text,
+                    tuple(piece.token_ids),
+                    _finish_reason(piece.finish_reason),
+                    _first_token_s(output.metrics, asked) if prompt.whole else None,
+                    output.num_cached_tokens or 0,
+                )
 
     async def score(self, prompt: Prompt) -> tuple[float, ...]:
         """Natural-log probabilities of the prompt's tokens after the first; generates one token to get them."""
@@ -180,6 +196,7 @@ class VllmEngine:
             llm.output_handler.cancel()
         await asyncio.to_thread(llm.shutdown, self._options.shutdown_grace_s)
         del llm
+        gc.unfreeze()  # a server leaves what it made at start out of collections
         gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
 
     async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
@@ -189,11 +206,12 @@ class VllmEngine:
 
         number = f"hlo-{next(self._requests)}"
         try:
-            (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
-            stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
-            async with aclosing(stream) as outputs:
-                async for output in outputs:
-                    yield output
+            async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
+                (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
+                stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
+                async with aclosing(stream) as outputs:
+                    async for output in outputs:
+                        yield output
         except VLLMValidationError as error:
             # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
             raise InvalidRequest(
@@ -210,6 +228,17 @@ class VllmEngine:
                 raise Overloaded("The engine's queue is full.", remedy="Ask again in a few seconds.") from error
             raise
 
+    async def _read_ahead(self, request: Any) -> None:
+        """Have the workers read an adapter beside their work: `add_lora` would hold up all that runs meanwhile."""
+        if self._llm.vllm_config.parallel_config.worker_extension_cls != WORKER:  # the operator has one of their own
+            return
+        given = (request.lora_name, request.lora_int_id, request.lora_path)
+        if not all(await self._llm.collective_rpc("hlo_read_adapter", args=given)):
+            return
+        number = (request.lora_int_id,)
+        while not all(await self._llm.collective_rpc("hlo_adapter_is_read", args=number)):  # noqa: ASYNC110
+            await asyncio.sleep(_READING_S)
+
     def _lora(self, adapter: AdapterVersion | None) -> Any:
         wanted = adapter or self._options.null
         if wanted is None:
@@ -223,6 +252,13 @@ class VllmEngine:
         """Take an adapter out of the engine; a failed load can leave it half-loaded there."""
         if not self._llm.errored:
             await self._llm.remove_lora(number)
+
+
+def _first_token_s(metrics: Any, asked: float) -> float | None:
+    """The time from `asked` (of `time.time`, as vLLM's own) to the first token, where vLLM counted it."""
+    if metrics is None or not metrics.first_token_latency:
+        return None
+    return max(float(metrics.arrival_time - asked + metrics.first_token_latency), 0.0)
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

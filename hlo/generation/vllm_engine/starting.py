@@ -16,6 +16,8 @@ from hlo.generation.vllm_engine import lora_plugin
 from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
+WORKER = "hlo.generation.vllm_engine.worker.HloWorker"
+
 
 def prepare_environment(options: EngineOptions) -> None:
     """Settings that vLLM takes from the environment only. What the operator has set there stays."""
@@ -34,16 +36,18 @@ def prepare_environment(options: EngineOptions) -> None:
 def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
     """Build AsyncLLM; blocks until the engine process is up. `weights` says how the weights are to be kept."""
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     adapters: dict[str, Any] = {}
     if options.slots:
-        slots = options.slots + (options.null is not None)
+        extra = int(options.null is not None)  # requests without an adapter wait for nobody's turn
         adapters = {
             "enable_lora": True,
-            # One slot for each adapter, always: with fewer, vLLM lets a waiting adapter starve.
-            "max_loras": slots,
-            "max_cpu_loras": slots,
+            # With fewer slots than adapters vLLM lets a waiting adapter starve: `Admission` stands in front of it then.
+            "max_loras": (options.resident or options.slots) + extra,
+            # All of them, so that one that comes back to its slot is copied from memory, never read from a file.
+            "max_cpu_loras": options.slots + extra,
             "max_lora_rank": padded_rank(options.rank),
             "lora_target_modules": list(options.kinds),
         }
@@ -62,7 +66,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "shutdown_timeout": options.shutdown_grace_s,
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
-        "worker_extension_cls": "hlo.generation.vllm_engine.worker.HloWorker",
+        "worker_extension_cls": WORKER,
         **weights,
         **adapters,
     }
@@ -76,7 +80,9 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="hlo-") as made:
         folder = Path(made)
         try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**watch(folder, chosen), **chosen))
+            made_of = AsyncEngineArgs(**watch(folder, chosen), **chosen)
+            # As a server: for one that only embeds it, vLLM takes 128 requests a batch where it takes 1024 for its own.
+            return AsyncLLM.from_engine_args(made_of, usage_context=UsageContext.OPENAI_API_SERVER)
         except (ValueError, OSError) as error:
             if wants_memory(str(error)):
                 raise failure(error, causes(folder), options) from None

@@ -8,12 +8,13 @@ from typing import Any
 from vllm.model_executor.layers.linear import LinearBase
 
 from hlo.generation.vllm_engine import int8_loader  # noqa: F401 - registers the load format before the model is read
+from hlo.generation.vllm_engine.reader import AdapterReader
 
 # bitsandbytes warns in each layer of each step that it computes in float16.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-class HloWorker:
+class HloWorker(AdapterReader):
     """Methods that vLLM's `collective_rpc` finds by name (`worker_extension_cls`); what they return is plain data."""
 
     def hlo_weights(self) -> dict[str, Any]:

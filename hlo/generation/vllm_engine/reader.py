@@ -1,0 +1,71 @@
+"""Reads adapters beside the engine's loop, inside vLLM's workers.
+
+vLLM reads an adapter's file, and takes pinned memory for each of its tensors, between two steps of its loop: all that
+runs stands still for that long. Here a thread of the worker reads it, and when vLLM asks for it, it is there.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import Any
+
+
+class AdapterReader:
+    """What vLLM adds to the class of its workers (its argument `worker_extension_cls`); called by `collective_rpc`."""
+
+    device: Any
+    model_runner: Any
+
+    def hlo_read_adapter(self, name: str, number: int, path: str) -> bool:
+        """Begin to read an adapter; False when this vLLM can not be helped, and will read it by itself."""
+        manager: Any = getattr(self.model_runner, "lora_manager", None)
+        if not callable(getattr(manager, "_load_adapter", None)):
+            return False
+        from vllm.lora.request import LoRARequest
+
+        shelf = getattr(manager, "_hlo_shelf", None)
+        if shelf is None:
+            shelf = manager._hlo_shelf = _Shelf(manager._load_adapter, self.device)
+            manager._load_adapter = shelf.take
+        shelf.read(LoRARequest(lora_name=name, lora_int_id=number, lora_path=path))
+        return True
+
+    def hlo_adapter_is_read(self, number: int) -> bool:
+        """Whether the reading has come to an end, good or bad."""
+        return not self.model_runner.lora_manager._hlo_shelf.reads(number)
+
+
+class _Shelf:
+    """Adapters that were read and not yet taken, by their numbers. `load` is vLLM's own way to read one."""
+
+    def __init__(self, load: Any, device: Any) -> None:
+        self._load = load
+        self._device = device
+        self._read: dict[int, Any] = {}
+        self._threads: dict[int, threading.Thread] = {}
+
+    def read(self, request: Any) -> None:
+        """Read an adapter in a thread."""
+        thread = threading.Thread(target=self._work, args=(request,), name="hlo-adapter", daemon=True)
+        self._threads[request.lora_int_id] = thread
+        thread.start()
+
+    def reads(self, number: int) -> bool:
+        """Whether a thread is at it."""
+        thread = self._threads.get(number)
+        return thread is not None and thread.is_alive()
+
+    def take(self, request: Any) -> Any:
+        """Give away what was read; what was not, or could not be, vLLM reads now, and tells what is wrong with it."""
+        self._threads.pop(request.lora_int_id, None)
+        found = self._read.pop(request.lora_int_id, None)
+        return self._load(request) if found is None else found
+
+    def _work(self, request: Any) -> None:
+        with suppress(Exception):  # vLLM reads it again in `take`, and its error reaches who asked for it
+            if getattr(self._device, "type", None) == "cuda":  # pinned memory is had through the thread's current GPU
+                import torch
+
+                torch.cuda.set_device(self._device)
+            self._read[request.lora_int_id] = self._load(request)
