@@ -123,7 +123,7 @@ def options(folder: Path, row: Row, device: str, shape: BaseModel) -> EngineOpti
         return chosen
     import torch
 
-    best = propose(shape, Demand.of(chosen, shape), Card(int(row.card_gib * GIB)))[0]
+    best = propose(shape, Demand.of(chosen, shape, int(row.card_gib * GIB)), Card(int(row.card_gib * GIB)))[0]
     print(f"{row.name}: {best}", flush=True)
     return replace(
         chosen,
@@ -186,11 +186,16 @@ def run(rows: tuple[Row, ...], folder: Path, device: str) -> None:
     """Measure every row, and tell."""
     shape: BaseModel = base_model.find(str(folder))
     told: list[dict[str, Any]] = []
+    gpu = 0
+    if device == "cuda":
+        import torch
+
+        gpu = torch.cuda.get_device_properties(0).total_memory
     for row in rows:
         clock = time.perf_counter()
         try:
             chosen = options(folder, row, device, shape)
-            said = predict(shape, Demand.of(chosen, shape))
+            said = predict(shape, Demand.of(chosen, shape, gpu))
             found = asyncio.run(measure(chosen))
         except Exception as error:
             print(f"{row.name}: does not start: {error}", flush=True)

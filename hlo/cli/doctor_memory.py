@@ -38,15 +38,17 @@ class Memory(Struct, frozen=True):
 
 def examine(model: BaseModel, options: EngineOptions, settings: Settings, gpu_gib: float | None) -> Memory | None:
     """The prediction for that GPU, this GPU, or this machine without one (and no card then); None: nothing is known."""
-    demand = Demand.of(options, model)
-    prediction = predict(model, demand)
     if options.device == "cuda":
         card, where = _card(settings, gpu_gib)
+        demand = Demand.of(options, model, card.total)
+        prediction = predict(model, demand)
         return Memory(where, card.share, demand, prediction, prediction.tokens(card.share), card)
     available = _machine()
     if available is None:
         return None
     free, where = available
+    demand = Demand.of(options, model)
+    prediction = predict(model, demand)
     share = min(free, prediction.fixed + settings.cpu_kv_cache_gib * GIB)
     return Memory(where, share, demand, prediction, prediction.tokens(share))
 

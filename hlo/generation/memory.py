@@ -24,8 +24,10 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # vLLM joins these layers, and keeps buffers for all of them as soon as adapters touch one.
 _JOINED = (frozenset({"q_proj", "k_proj", "v_proj"}), frozenset({"gate_proj", "up_proj"}))
 
-# AsyncEngineArgs fills these in where nothing is said (vllm/config/scheduler.py; it asks for more under `vllm serve`).
-_MAX_NUM_SEQS, _MAX_NUM_BATCHED_TOKENS = 128, 2048
+# Requests and tokens in a step where nothing is said, for a server (vllm/engine/arg_utils.py,
+# get_batch_defaults): on a CPU, on most GPUs, and on those of at least `_LARGE`.
+_STEP_CPU, _STEP_GPU, _STEP_LARGE = (128, 2048), (256, 2048), (1024, 8192)
+_LARGE = 70 * GIB
 
 _VOCABULARY_MULTIPLE = 64  # embeddings and head are padded to it
 _SCALE = 4  # a float32 for each row of an 8-bit weight
@@ -50,22 +52,26 @@ class Demand(Struct, frozen=True):
     rank: int
     kinds: frozenset[str]
     max_model_len: int
-    max_num_seqs: int = _MAX_NUM_SEQS
-    max_num_batched_tokens: int = _MAX_NUM_BATCHED_TOKENS
+    max_num_seqs: int = _STEP_GPU[0]
+    max_num_batched_tokens: int = _STEP_GPU[1]
     kv_cache_dtype: str = "auto"
     eager: bool = False
     parallel: bool = False
     device: str = "cuda"
 
     @classmethod
-    def of(cls, options: EngineOptions, model: BaseModel) -> Demand:
-        """What an engine started with these options holds; the operator's own arguments come first, as in vLLM."""
+    def of(cls, options: EngineOptions, model: BaseModel, gpu: int = 0) -> Demand:
+        """What an engine started with these options holds; the operator's own arguments come first, as in vLLM.
+
+        `gpu` is the GPU's whole memory: where nothing is said, vLLM takes larger steps on a large one.
+        """
         given = {name: getattr(options, name, None) for name in ("max_model_len", "max_num_seqs", "quantization")}
         given |= {name: getattr(options, name) for name in ("max_num_batched_tokens", "kv_cache_dtype")}
         given |= {name: value for name, value in options.arguments.items() if value is not None}
         length = int(given["max_model_len"] or model.context)
-        seqs = int(given["max_num_seqs"] or _MAX_NUM_SEQS)
-        tokens = int(given["max_num_batched_tokens"] or min(seqs * length, _MAX_NUM_BATCHED_TOKENS))
+        step = _STEP_CPU if options.device == "cpu" else _STEP_LARGE if gpu >= _LARGE else _STEP_GPU
+        seqs = int(given["max_num_seqs"] or step[0])
+        tokens = int(given["max_num_batched_tokens"] or min(seqs * length, step[1]))
         slots = options.slots + (options.null is not None) if options.slots else 0
         return cls(
             quantization=str(given["quantization"] or "none"),

@@ -114,7 +114,11 @@ def test_the_demand_is_what_vllm_would_do(tiny_model: BaseModel) -> None:
     """What nobody says is vLLM's default; the operator's own arguments come before HLO's, as in vLLM."""
     options = EngineOptions(Path(), "tiny", "cuda", "auto", "none", slots=2, rank=12, kinds=("q_proj",))
     plain = Demand.of(options, tiny_model)
-    assert (plain.rank, plain.max_num_seqs, plain.max_num_batched_tokens) == (16, 128, 2048)
+    assert (plain.rank, plain.max_num_seqs, plain.max_num_batched_tokens) == (16, 256, 2048)
+    large = Demand.of(options, tiny_model, 80 * GIB)
+    assert (large.max_num_seqs, large.max_num_batched_tokens) == (1024, 8192)
+    small = Demand.of(msgspec.structs.replace(options, device="cpu"), tiny_model)
+    assert (small.max_num_seqs, small.max_num_batched_tokens) == (128, 2048)
     assert (plain.max_model_len, plain.bytes_per_value) == (tiny_model.context, 2)
     own = {"max_num_seqs": 8, "max_model_len": 16, "enforce_eager": True, "kv_cache_dtype": "fp8"}
     changed = Demand.of(msgspec.structs.replace(options, arguments=own), tiny_model)

@@ -127,8 +127,8 @@ def _remedy(text: str, options: EngineOptions) -> str:
         model = base_model.find(str(options.model))
     except HLOError:
         return "`hlo doctor` tells what fits this machine."
-    demand = Demand.of(options, model)
     if options.device == "cpu":
+        demand = Demand.of(options, model)
         size = predict(model, demand).per_token
         gib, longest = math.ceil(demand.max_model_len * size / GIB), options.cpu_kv_cache_gib * GIB // size
         if longest > demand.max_model_len:
@@ -137,7 +137,7 @@ def _remedy(text: str, options: EngineOptions) -> str:
     card = _card(text, options)
     if card is None:
         return "`hlo doctor` tells what fits this machine."
-    return advice.remedy(model, demand, card, spare=options.spare, failed=True)
+    return advice.remedy(model, Demand.of(options, model, card.total), card, spare=options.spare, failed=True)
 
 
 def _card(text: str, options: EngineOptions) -> Card | None:
