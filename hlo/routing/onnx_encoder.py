@@ -161,6 +161,9 @@ def _session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3  # errors
     # Threads that wait would otherwise burn CPU time that the engine beside them needs: four times as much.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # x86 CPUs without VNNI would add products of 8-bit numbers in 16 bits and cut off what does not fit: vectors would
+    # be 0.004 of a cosine away from those of all other CPUs. With this they add in 32 bits, and take an eighth longer.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER
