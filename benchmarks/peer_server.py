@@ -47,11 +47,15 @@ def app(router: Any) -> Litestar:
 async def main() -> None:
     """Build the router and serve it until the process is ended."""
     asked = json.load(sys.stdin)
+    import torch
     from semantic_router import IndexedRouter, Route  # type: ignore[import-not-found]
     from semantic_router.encoders import HuggingFaceEncoder  # type: ignore[import-not-found]
 
     routes = [Route(name=name, utterances=texts) for name, texts in asked["routes"].items()]
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)  # embedding the examples is not measured, and on busy cores takes minutes with two
     router = IndexedRouter(encoder=HuggingFaceEncoder(name=asked["encoder"]), routes=routes)
+    torch.set_num_threads(usual)
     server = uvicorn.Server(uvicorn.Config(app(router), port=0, log_level="warning", access_log=False))
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
