@@ -199,7 +199,7 @@ def load_encoder(settings: Settings, hooks: Hooks) -> Encoder:
     """A plugin's encoder, the embedded one, or a sentence encoder. Raises `EncoderError` or `PluginError`."""
     # The arithmetic of routing is small: BLAS threads that wait for each other cost ten times what they save, on cores
     # that encoder and engine use too. It holds for this process; engines have their own.
-    threadpool_limits(settings.encoder_threads, user_api="blas")
+    threadpool_limits(1, user_api="blas")
     offered = hooks.find_encoder(settings.encoder)
     if offered is not None:
         return offered

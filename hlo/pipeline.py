@@ -162,12 +162,14 @@ class Pipeline:
         for number, question in enumerate(questions):
             self._check(question, f"$.question[{number}]" if len(questions) > 1 else "$.question")
         with self.edition.use() as edition:
-            clock = time.perf_counter()
-            routes = await edition.router.route_many(questions)
-            self._metrics.routed(time.perf_counter() - clock)
-            screened = [
-                await edition.hooks.screen(Question(question), tuple(edition.catalog.entries)) for question in questions
-            ]
+            screening = asyncio.create_task(_screen_each(questions, edition))  # in other threads than the encoder's
+            try:
+                clock = time.perf_counter()
+                routes = await edition.router.route_many(questions)
+                self._metrics.routed(time.perf_counter() - clock)
+                screened = await screening
+            finally:
+                screening.cancel()
             return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
@@ -258,6 +260,12 @@ async def _which(route: Route, edition: Edition) -> AsyncGenerator[Delta, None]:
     titles = [edition.catalog.entries[name].specialty.title for name in route.candidates]
     text = f"Your question could be one for {', '.join(titles[:-1])} or {titles[-1]}. Which do you mean?"
     yield Delta(text, (), "stop")
+
+
+async def _screen_each(questions: Sequence[str], edition: Edition) -> list[Screenings]:
+    """What the plugins say of each question, one after the other: their time is reckoned for each by itself."""
+    names = tuple(edition.catalog.entries)
+    return [await edition.hooks.screen(Question(question), names) for question in questions]
 
 
 def _pinned(screened: Screenings) -> Route | None:

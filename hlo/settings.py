@@ -130,7 +130,9 @@ class Settings(BaseSettings):
         default="", description="Sentence encoder: a hub's name or a folder. Empty: the one that comes with HLO."
     )
     encoder_batch: int = Field(default=8, ge=1, description="Most questions encoded in one batch.")
-    encoder_threads: int = Field(default=1, ge=1, description="CPU threads of the encoder.")
+    encoder_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the encoder; default: one for each core, 4 at most."
+    )
     background: bool = Field(
         default=True, description="Compare questions with what no specialty answers, too, to know them as out of scope."
     )

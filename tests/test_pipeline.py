@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -495,6 +496,55 @@ async def test_a_plugin_can_pin(make_parts: MakeParts) -> None:
     wanted = Route("routed", "oncology", pinned_by="b")
     assert (await ask(parts, HEART)).route == wanted
     assert await parts.pipeline.route([HEART]) == (wanted,)
+
+
+async def test_route_screens_while_it_routes(make_parts: MakeParts) -> None:
+    """A question is screened while it is routed, and not before or after."""
+    together = threading.Barrier(2)
+
+    class Meeting(HashingEncoder):
+        """An encoder that waits for a hook to be at work."""
+
+        def encode(self, questions: Sequence[str]) -> Any:
+            if HEART in questions:
+                together.wait(30)
+            return super().encode(questions)
+
+    def meet(question: Question) -> Screening:
+        together.wait(30)
+        return Screening(specialty="oncology")
+
+    hooks = Hooks(question=(Hook("meets", meet, ("question",)),))
+    parts = make_parts(encoder=Meeting(), hooks=hooks)
+    assert await parts.pipeline.route([HEART]) == (Route("routed", "oncology", pinned_by="meets"),)
+
+
+async def test_route_screens_no_longer_than_it_routes(make_parts: MakeParts) -> None:
+    """Where routing fails, the error is told at once, and no further question is screened."""
+    go, seen = threading.Event(), list[str]()
+
+    class Failing(HashingEncoder):
+        """An encoder that fails once a hook is at work."""
+
+        def encode(self, questions: Sequence[str]) -> Any:
+            if HEART in questions:
+                go.wait(30)
+                raise EncoderError("It failed.", remedy="")
+            return super().encode(questions)
+
+    def see(question: Question) -> None:
+        seen.append(question.text)
+        go.set()
+        if len(seen) == 1:
+            gone.wait(30)
+
+    gone = threading.Event()
+    parts = make_parts(encoder=Failing(), hooks=Hooks(question=(Hook("sees", see, ("question",)),)))
+    with pytest.raises(EncoderError, match="It failed"):
+        await parts.pipeline.route([HEART, NEITHER])
+    gone.set()
+    await asyncio.sleep(0.05)
+    assert seen == [HEART]
 
 
 async def test_the_request_pins_before_any_plugin(make_parts: MakeParts) -> None:

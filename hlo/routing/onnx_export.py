@@ -204,8 +204,8 @@ def _compare(model: Any, path: Path, max_tokens: int) -> float:
 def _quantize(exact: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # Of weights, all 8 bits: x86 CPUs without VNNI saturate sums of two products then, which costs a mean cosine of
-    # 0.0014 (all-MiniLM-L6-v2, simulated); 7 bits would cost all CPUs 0.0012.
+    # Of weights, all 8 bits: 7, with which sums of two products do not saturate on x86 CPUs without VNNI, would cost
+    # all CPUs a mean cosine of 0.0012. `OnnxEncoder` has such CPUs add in more bits.
     quantize_dynamic(exact, path, weight_type=QuantType.QInt8, per_channel=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hlo_redflags import hlo_question
+from hlo_redflags.openings import openings
 from hlo_redflags.rules import RULES, Rules, read
 from hlo_redflags.text import misspellings, plain_words
 from hypothesis import given, settings
@@ -228,6 +229,45 @@ def test_any_words_can_be_screened(words: list[str]) -> None:
 def test_long_adversarial_questions_come_to_an_end(part: str) -> None:
     """Four thousand characters of near-matches are screened; with backtracking gone wrong, it would never end."""
     assert set(RULES.find((part * 4000)[:4000])) <= set(RULES.kinds)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("ab", {"ab "}),
+        ("abcdefgh", {"abcdef"}),
+        ("a b c d e f", {"a b c "}),
+        ("(?:a|bc)?d", {"d ", "ad ", "bcd "}),
+        ("a[bc]?", {"a ", "ab ", "ac "}),
+        ("[1-3x]0", {"10 ", "20 ", "30 ", "x0 "}),
+        ("ab[^ ]*c", {"ab"}),
+        ("a (?:[^ .]+ ){0,6}b", {"a "}),
+        (r"\d\.", {f"{digit}. " for digit in range(10)}),
+        (r"a[\d]", {"a"}),
+        ("abcdef(?:g|h)|(?:x|y)z", {"abcdef", "xz ", "yz "}),
+        ("(?:ab|(?:cd|e)?f) g", {"ab g ", "cdf g ", "ef g ", "f g "}),
+    ],
+)
+def test_openings(pattern: str, wanted: set[str]) -> None:
+    """A pattern's openings are all that a match can begin with, and no more."""
+    assert openings(pattern) == wanted
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(sorted({word for row in DEVELOPMENT for word in row["question"].split()})),
+            st.sampled_from([row["question"] for row in DEVELOPMENT]),
+        ),
+        max_size=12,
+    )
+)
+def test_no_possible_concept_is_left_out(parts: list[str]) -> None:
+    """What openings leave out of the search occurs nowhere in the question."""
+    text = " ".join([".", *plain_words(" ".join(parts), RULES._spelling)])
+    possible = RULES._openings.possible(f"{text} ")
+    assert [name for name, one in RULES._concepts.items() if name not in possible and one.search(text)] == []
 
 
 def test_the_readme_tells_every_kind() -> None:

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from hlo.errors import PluginError
+from hlo_redflags.openings import Openings
 from hlo_redflags.text import misspellings, plain_words
 
 _FILE = "red_flags.toml"
@@ -106,6 +107,7 @@ class Rules:
         _check_names(data)
         concepts = {name: _spell(phrases, data.spelled) for name, phrases in data.concepts.items()}
         self._concepts = {name: _compile(phrases, concepts) for name, phrases in concepts.items()}
+        self._openings = Openings({name: _either(phrases, concepts, ()) for name, phrases in concepts.items()})
         self._reaches = {
             name: _Reach(
                 one,
@@ -139,13 +141,15 @@ class Rules:
 
     def find(self, text: str) -> tuple[str, ...]:
         """The kinds of emergency that `text` describes, most pressing first; empty when there is none."""
-        asked = _Asked([".", *plain_words(text, self._spelling)], self._concepts, self._reaches)
-        met = {rule.kind for rule in self._data.rules if asked.meets(rule)}
+        words = [".", *plain_words(text, self._spelling)]
+        possible = self._openings.possible(f"{' '.join(words)} ")
+        asked = _Asked(words, {name: self._concepts[name] for name in possible}, self._reaches)
+        met = {rule.kind for rule in self._data.rules if possible.issuperset(rule.all) and asked.meets(rule)}
         return tuple(kind for kind in self._data.notices if kind in met)
 
 
 class _Asked:
-    """One question, and what has been found in it so far."""
+    """One question, and what has been found in it so far. Concepts that are not given do not occur."""
 
     def __init__(
         self, words: Sequence[str], concepts: Mapping[str, re.Pattern[str]], reaches: Mapping[str, _Reach]
@@ -175,7 +179,8 @@ class _Asked:
 
     def _spans(self, concept: str) -> list[Span]:
         if concept not in self._found:
-            self._found[concept] = list(self._search(self._concepts[concept]))
+            pattern = self._concepts.get(concept)
+            self._found[concept] = list(self._search(pattern)) if pattern else []
         return self._found[concept]
 
     def _search(self, pattern: re.Pattern[str]) -> Iterator[Span]:
