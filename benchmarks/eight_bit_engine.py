@@ -150,7 +150,9 @@ def _start(arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: 
         # Several engines share the card: the cache's size is given above, and this only guards the start.
         "gpu_memory_utilization": 0.05,
     }
-    if not gpu:
+    if gpu:  # graphs for the batches that come up here: all of vLLM's sizes take a minute more to capture
+        common["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, 64, 128, 192, 256, 384, 512]}
+    else:
         common.pop("gpu_memory_utilization")
     return LLM(**common | (lora if adapters else {}) | arguments)
 
