@@ -151,7 +151,7 @@ def test_its_own_tests_pass(written: Written, site: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(site), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
     environment["HLO_ENGINE"] = "transformers"  # what an author has, and soon up
     said = run(["-m", "pytest", str(written.folder)], env=environment)
-    assert re.search(r"3 passed(, \d+ warnings?)? in", said), said  # of torch's, when bitsandbytes is installed
+    assert re.search(r"3 passed in", said), said
 
 
 @pytest.mark.parametrize(("name", "title"), [("rheumatology", None), ("n" * 64, LONG), ("ent", "ENT")])

@@ -268,7 +268,7 @@ def test_the_report_tells_what_moved(walk: Walk) -> None:
 
 def test_the_packages_own_tests_passed(walk: Walk) -> None:
     """The tests that the scaffold wrote pass on the installed wheel."""
-    assert re.search(r"^3 passed(, \d+ warnings?)? in ", walk.printed("python -m pytest"), re.MULTILINE)
+    assert re.search(r"^3 passed in ", walk.printed("python -m pytest"), re.MULTILINE)
 
 
 def test_the_sore_joint_went_to_rheumatology(walk: Walk) -> None:

@@ -80,11 +80,6 @@ class Chooser:
             self._tuned.setdefault(one.layer, []).append(one)
         self.choose = lru_cache(maxsize=None)(self._choose)
 
-    @property
-    def layers(self) -> frozenset[Layer]:
-        """The layers that are tuned for."""
-        return frozenset(self._tuned)
-
     def _choose(self, layer: Layer, tokens: int) -> Config:
         """What was tuned for the next larger batch with tiles of the same size, else for the largest, else by rule."""
         alike = [one for one in self._tuned.get(layer, ()) if (one.tokens > SMALL) == (tokens > SMALL)]

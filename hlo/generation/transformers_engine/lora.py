@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -15,6 +14,11 @@ from hlo.contracts import EngineOptions
 from hlo.errors import AdapterError, ModelError
 from hlo.generation.room import check_room
 from hlo.records import AdapterVersion
+
+with warnings.catch_warnings():  # PEFT loads bitsandbytes where that is installed, and torch's compiler with it
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script_method`", DeprecationWarning)
+    from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 class Adapters:
