@@ -22,6 +22,7 @@ from hlo.generation import adapters, base_model, prompting, uses
 from hlo.generation.adapters import Located
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
+from hlo.generation.lora_kernels import configs
 from hlo.generation.prompting import Tokenizer
 from hlo.hub import Hub
 from hlo.pipeline import Pipeline, Policy
@@ -391,8 +392,8 @@ def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
 
 
 def lora_configs(settings: Settings) -> tuple[Path, ...]:
-    """The folders in which HLO's LoRA kernels find what was tuned."""
-    return (settings.cache_dir.expanduser().absolute() / "lora-kernels",)
+    """The folders in which HLO's LoRA kernels find what was tuned: the operator's, then HLO's own."""
+    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", configs.SHIPPED)
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:
