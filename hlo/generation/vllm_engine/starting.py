@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
         "worker_extension_cls": WORKER,
+        "otlp_traces_endpoint": options.trace_endpoint,
         **weights,
         **adapters,
     }
@@ -77,7 +79,9 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
-    with tempfile.TemporaryDirectory(prefix="hlo-") as made:
+    if chosen.get("disable_log_stats"):  # vLLM's spans are made of its statistics: it dies of the first one without
+        chosen.pop("otlp_traces_endpoint", None)
+    with tempfile.TemporaryDirectory(prefix="hlo-") as made, _parent(options.trace):
         folder = Path(made)
         try:
             made_of = AsyncEngineArgs(**watch(folder, chosen), **chosen)
@@ -89,3 +93,14 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             raise ModelError(f"vLLM can not serve `{options.model}`: {error}", remedy="`hlo doctor` helps.") from error
         except RuntimeError as error:
             raise failure(error, causes(folder), options) from error
+
+
+@contextmanager
+def _parent(trace: Mapping[str, str]) -> Iterator[None]:
+    """Let what vLLM traces of its start be children of that span: it looks into the environment for their parent."""
+    os.environ.update(trace)
+    try:
+        yield
+    finally:
+        for name in trace:
+            os.environ.pop(name, None)
