@@ -64,7 +64,7 @@ def speed(
     load: Load = size["load"]  # type: ignore[assignment]
     adapters = shapes.adapters(folder / "adapters", config, 4, rank=16)
     needed = loaded or ("bitsandbytes" in names and not missing("bitsandbytes", gpu=gpu, lora=True))
-    checkpoint = random_int8(folder / "int8", config, gpu=gpu) if needed else None
+    checkpoint = random_int8(folder / "checkpoint", config, gpu=gpu) if needed else None
     engines, absent = {}, {}
     for name in names:
         if reason := missing(name, gpu=gpu, lora=True):

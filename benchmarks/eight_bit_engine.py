@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import median
+from benchmarks.shapes import GRAPHS
 from hlo.generation.vllm_engine.lora_plugin import KEY
 from hlo.generation.vllm_engine.quantized import DTYPES, Plan
 from hlo.generation.vllm_engine.weights import verify
@@ -150,8 +151,8 @@ def _start(arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: 
         # Several engines share the card: the cache's size is given above, and this only guards the start.
         "gpu_memory_utilization": 0.05,
     }
-    if gpu:  # graphs for the batches that come up here: all of vLLM's sizes take a minute more to capture
-        common["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, 64, 128, 192, 256, 384, 512]}
+    if gpu:
+        common["compilation_config"] = {"cudagraph_capture_sizes": GRAPHS}
     else:
         common.pop("gpu_memory_utilization")
     return LLM(**common | (lora if adapters else {}) | arguments)

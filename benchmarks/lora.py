@@ -22,7 +22,7 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import median, tell
-from benchmarks.shapes import ALL_LINEAR, ATTENTION, MISTRAL_7B, TINY, adapters, model
+from benchmarks.shapes import ALL_LINEAR, ATTENTION, GRAPHS, MISTRAL_7B, TINY, adapters, model
 
 TOKENS = 128  # in, and out
 
@@ -50,7 +50,7 @@ SIDES = (
 
 
 class Load(Struct, frozen=True):
-    """How much is asked: requests at a time and in all, rounds, and the model's shape."""
+    """How much is asked: requests at a time and in all, rounds; the shape; where configurations of kernels are."""
 
     gpu: bool
     clients: int
@@ -59,6 +59,7 @@ class Load(Struct, frozen=True):
     most_adapters: int
     kv_gib: float
     config: dict[str, Any]
+    configs: tuple[str, ...] = ()
 
 
 def engine(side: Side, load: Load, folder: Path, wire: Connection) -> None:
@@ -80,11 +81,10 @@ def engine(side: Side, load: Load, folder: Path, wire: Connection) -> None:
         if not side.all_layers:
             extra["lora_target_modules"] = list(side.kinds)
         if side.kernels == "hlo":
-            extra["additional_config"] = {KEY: []}
+            extra["additional_config"] = {KEY: list(load.configs)}
     if load.gpu:
         extra |= {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": int(load.kv_gib * 2**30), "dtype": "bfloat16"}
-        # Graphs for the batches that come up here: all of vLLM's sizes take a minute more to capture.
-        extra["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, 64, 128, 192, 256, 384, 512]}
+        extra["compilation_config"] = {"cudagraph_capture_sizes": GRAPHS}
     else:
         extra |= {"enforce_eager": True, "dtype": "float32"}
     clock = time.perf_counter()
@@ -200,11 +200,12 @@ def main() -> None:
     parser.add_argument("--sides", default="", help="Only those whose numbers are named, with commas between: 0,3,4")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, help="Fewer layers than the model has.")
+    parser.add_argument("--configs", default=[], nargs="*", help="Folders with configurations of HLO's kernels.")
     given = parser.parse_args()
     chosen = [SIDES[int(one)] for one in given.sides.split(",")] if given.sides else list(SIDES)
     if given.gpu:
         config = MISTRAL_7B | ({"num_hidden_layers": given.layers} if given.layers else {})
-        load = Load(True, 256, 512, given.rounds, 256, 9.5, config)
+        load = Load(True, 256, 512, given.rounds, 256, 9.5, config, tuple(given.configs))
     else:
         chosen = [side for side in chosen if side.kernels == "engine"]  # HLO's kernels are for GPUs
         load = Load(False, 8, 16, 1, 4, 1, TINY)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hlo.contracts import EngineOptions
 from hlo.errors import SettingsError
 from hlo.generation.vllm_engine import VllmEngine
+from hlo.generation.vllm_engine.starting import environment
 
 OPTIONS = EngineOptions(Path("model"), "model", "cuda", "auto", "none", slots=2, rank=8, kinds=("q_proj",))
 
@@ -32,3 +35,15 @@ async def test_what_would_fail_in_the_engine_is_refused_first(
     with pytest.raises(SettingsError, match=said) as caught:
         await VllmEngine.start(EngineOptions(**given))
     assert caught.value.remedy
+
+
+def test_what_one_engine_takes_from_the_environment_is_not_left_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While vLLM starts its settings are in the environment, an operator's own first; afterwards it is as it was."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    before = dict(os.environ)
+    with environment(msgspec.structs.replace(OPTIONS, enforce_eager=True)):
+        assert (os.environ["TORCHDYNAMO_DISABLE"], os.environ["VLLM_LOGGING_LEVEL"]) == ("1", "ERROR")
+    assert dict(os.environ) == before
+    with environment(OPTIONS):
+        assert "TORCHDYNAMO_DISABLE" not in os.environ

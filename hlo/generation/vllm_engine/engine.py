@@ -21,7 +21,7 @@ from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import plan
-from hlo.generation.vllm_engine.starting import WORKER, construct, prepare_environment
+from hlo.generation.vllm_engine.starting import WORKER, construct, environment
 from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
@@ -71,17 +71,18 @@ class VllmEngine:
                 "HLO_DTYPE=float32: vLLM's LoRA kernels compute in float16 and bfloat16 only on a GPU.",
                 remedy="Set HLO_DTYPE to auto, bfloat16 or float16.",
             )
-        prepare_environment(options)
-        wanted = await asyncio.to_thread(plan, options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
-        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options, wanted.arguments))))
-        try:
-            await asyncio.shield(building)
-        except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
-            await asyncio.gather(building, return_exceptions=True)
-            for llm in made:
-                llm.shutdown(0)
-            raise
+        with environment(options):
+            wanted = await asyncio.to_thread(plan, options)
+            work = asyncio.to_thread(lambda: made.append(construct(options, wanted.arguments)))
+            building = asyncio.ensure_future(work)
+            try:
+                await asyncio.shield(building)
+            except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
+                await asyncio.gather(building, return_exceptions=True)
+                for llm in made:
+                    llm.shutdown(0)
+                raise
         llm = made.pop()
         try:
             weights = verify(await llm.collective_rpc("hlo_weights"), wanted)

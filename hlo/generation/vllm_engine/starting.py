@@ -20,18 +20,31 @@ from hlo.generation.vllm_engine.installed import version
 WORKER = "hlo.generation.vllm_engine.worker.HloWorker"
 
 
-def prepare_environment(options: EngineOptions) -> None:
-    """Settings that vLLM takes from the environment only. What the operator has set there stays."""
-    # The child must not be forked from a process that has threads and perhaps a GPU context.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
+@contextmanager
+def environment(options: EngineOptions) -> Iterator[None]:
+    """While vLLM starts: what it takes from the environment only, and hands on to its own processes.
+
+    What the operator has set there stays; what was not set is not set afterwards, for another engine may need another.
+    """
+    wanted = {
+        # The child must not be forked from a process that has threads and perhaps a GPU context.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING" if options.log_level == "info" else options.log_level.upper(),
+    }
     if options.device == "cpu":
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_kv_cache_gib)
     if options.lora_kernels == "hlo":
-        os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")
+        wanted["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        wanted["TORCHDYNAMO_DISABLE"] = "1"
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
