@@ -356,8 +356,7 @@ async def start_engine(
         options = msgspec.structs.replace(options, null=null)
     logger.info("engine: %s", options.reason)
     with tracing.span("start engine", within, {"gen_ai.request.model": model.name}) as span:
-        trace = traces.outgoing(span)
-        return await start(msgspec.structs.replace(options, trace_endpoint=tracing.endpoint, trace=trace))
+        return await start(msgspec.structs.replace(options, trace_environment=tracing.environment(span)))
 
 
 def engine_options(

@@ -236,7 +236,8 @@ class Pipeline:
             return ()
         with self._tracing.span("screen", within) as span:
             screened = await edition.hooks.screen(question, tuple(edition.catalog.entries))
-            span.set_attribute("hlo.notices", [plugin for plugin, said in screened if said.notice])
+            if noticing := [plugin for plugin, said in screened if said.notice]:
+                span.set_attribute("hlo.notices", noticing)
             for plugin, said in screened:
                 if said.refusal:
                     span.set_attribute("hlo.refused_by", plugin)

@@ -52,14 +52,15 @@ def endpoint() -> str:
     return common or "http://localhost:4317"
 
 
-def provider(version: str) -> TracerProvider:
-    """A provider that exports as the environment says. Raises `SettingsError`.
+def environment() -> dict[str, str]:
+    """The same for vLLM, which looks only under the names for traces, and has no name for its service."""
+    return {f"{_TRACES}ENDPOINT": endpoint(), f"{_TRACES}PROTOCOL": protocol(), "OTEL_SERVICE_NAME": _service()}
 
-    It writes what vLLM looks for, and only there, into the environment: the protocol under the name for traces, and a
-    service name, which vLLM's spans would otherwise be without.
-    """
+
+def provider(version: str) -> TracerProvider:
+    """A provider that exports as the environment says. Raises `SettingsError`."""
     try:
-        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -69,12 +70,17 @@ def provider(version: str) -> TracerProvider:
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but OpenTelemetry's SDK is not installed.",
             remedy="`pip install 'hlo[otel]'`, or unset it.",
         ) from error
-    os.environ[f"{_TRACES}PROTOCOL"] = protocol()
-    if "service.name" not in OTELResourceDetector().detect().attributes:
-        os.environ["OTEL_SERVICE_NAME"] = "hlo"
-    made = TracerProvider(resource=Resource({"service.version": version}).merge(Resource.create()))
+    known = Resource({"service.version": version}).merge(Resource.create({"service.name": _service()}))
+    made = TracerProvider(resource=known)
     made.add_span_processor(BatchSpanProcessor(exporter))
     return made
+
+
+def _service() -> str:
+    """The service's name: OTEL_SERVICE_NAME's, else that in OTEL_RESOURCE_ATTRIBUTES, else ours."""
+    from opentelemetry.sdk.resources import OTELResourceDetector
+
+    return str(OTELResourceDetector().detect().attributes.get("service.name") or "hlo")
 
 
 def _exporter() -> SpanExporter:

@@ -44,12 +44,14 @@ class Tracing:
     """Makes spans. Parents are passed by hand: a stream outlives the task and context that began it."""
 
     def __init__(
-        self, tracer: Tracer | None = None, close: Callable[[], None] | None = None, endpoint: str | None = None
+        self,
+        tracer: Tracer | None = None,
+        close: Callable[[], None] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._tracer = tracer
         self._close = close
-        self.endpoint = endpoint
-        """Where an engine is to send spans of its own; None: nowhere."""
+        self._environment = environment or {}
 
     @classmethod
     def from_environment(cls, version: str) -> Tracing:
@@ -57,7 +59,7 @@ class Tracing:
         if not exporting.wanted():
             return cls()
         provider = exporting.provider(version)
-        return cls(provider.get_tracer("hlo", version), provider.shutdown, exporting.endpoint())
+        return cls(provider.get_tracer("hlo", version), provider.shutdown, exporting.environment())
 
     @property
     def enabled(self) -> bool:
@@ -108,6 +110,12 @@ class Tracing:
         if self._tracer is not None:
             span = self._tracer.start_span(name, context=_inside(parent), start_time=began, attributes=attributes)
             span.end(ended)
+
+    def environment(self, parent: Span) -> dict[str, str]:
+        """What a process needs in its environment to send spans of its own to the same place, under that parent."""
+        if not self._environment:
+            return {}
+        return {**self._environment, **{name.upper(): value for name, value in outgoing(parent).items()}}
 
     def under(self, parent: Span) -> Spans:
         """`span`, with that parent."""

@@ -99,8 +99,8 @@ async def test_a_generation_says_who_wrote_it_and_how_much(
     assert isinstance(answer, Answer)
     assert answer.adapter is not None
     told = dict(by_name(exporter)["generate"].attributes or {})
-    assert told.pop("gen_ai.response.time_to_first_chunk", -1) >= 0
-    assert told.pop("hlo.decode_s", -1) >= 0
+    assert isinstance(told.pop("gen_ai.response.time_to_first_chunk"), float)
+    assert isinstance(told.pop("hlo.decode_s"), float)
     assert told == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "echo",
