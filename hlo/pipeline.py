@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -235,7 +236,8 @@ class Pipeline:
         if not edition.hooks.screens:
             return ()
         with self._tracing.span("screen", within) as span:
-            screened = await edition.hooks.screen(question, tuple(edition.catalog.entries))
+            failed = partial(spans.plugin_failed, span)
+            screened = await edition.hooks.screen(question, tuple(edition.catalog.entries), failed)
             if noticing := [plugin for plugin, said in screened if said.notice]:
                 span.set_attribute("hlo.notices", noticing)
             for plugin, said in screened:

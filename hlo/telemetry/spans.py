@@ -9,10 +9,11 @@ import time
 from collections.abc import Mapping
 
 from opentelemetry.trace import Span
+from opentelemetry.util.types import AttributeValue
 
 from hlo.contracts import EngineInfo
 from hlo.records import AdapterVersion, Delta, Prompt, Route, Sampling
-from hlo.telemetry.tracing import Attributes, Tracing
+from hlo.telemetry.tracing import Attributes, Tracing, mark
 
 _TOP = 3  # scores that a span tells
 
@@ -40,6 +41,12 @@ def of_adapter(adapter: AdapterVersion | None, version: str = "") -> Attributes:
         return {}
     told = {"hlo.adapter.name": adapter.name, "hlo.adapter.sha256": adapter.sha256}
     return told | {"hlo.adapter.version": version} if version else told
+
+
+def plugin_failed(span: Span, plugin: str, kind: str) -> None:
+    """A plugin's hook that raised, or took too long (`TimeoutError`), and was left out."""
+    span.add_event("plugin failed", {"hlo.plugin": plugin, "error.type": kind})
+    mark(span, kind)
 
 
 class Work:
@@ -71,19 +78,17 @@ class Generation:
         self._tokens = 0
         self._cached = 0
         self._reason: str | None = None
-        span.set_attributes(
-            {
-                "gen_ai.provider.name": info.engine,
-                "gen_ai.request.model": info.model,
-                "gen_ai.output.type": "text",
-                "gen_ai.request.max_tokens": sampling.max_tokens,
-                "gen_ai.request.temperature": sampling.temperature,
-                "gen_ai.request.top_p": sampling.top_p,
-                "gen_ai.request.stream": not prompt.whole,
-                "hlo.model.quantization": info.quantization,
-                **told,
-            }
-        )
+        self._told: dict[str, AttributeValue] = {
+            "gen_ai.provider.name": info.engine,
+            "gen_ai.request.model": info.model,
+            "gen_ai.output.type": "text",
+            "gen_ai.request.max_tokens": sampling.max_tokens,
+            "gen_ai.request.temperature": sampling.temperature,
+            "gen_ai.request.top_p": sampling.top_p,
+            "gen_ai.request.stream": not prompt.whole,
+            "hlo.model.quantization": info.quantization,
+            **told,
+        }
 
     def saw(self, delta: Delta) -> None:
         """Take note of a delta."""
@@ -95,8 +100,8 @@ class Generation:
         self._reason = delta.finish_reason or self._reason
 
     def end(self) -> None:
-        """Tell what there is to tell."""
-        told: dict[str, str | int | float | list[str]] = {
+        """Tell what there is to tell, all at once, since each telling costs."""
+        told = self._told | {
             "gen_ai.usage.input_tokens": len(self._prompt.token_ids),
             "gen_ai.usage.output_tokens": self._tokens,
             "gen_ai.usage.cache_read.input_tokens": self._cached,

@@ -17,6 +17,8 @@ from opentelemetry.trace import StatusCode
 
 from hlo.errors import HLOError, InvalidRequest, OutOfScope, SettingsError
 from hlo.pipeline import Policy
+from hlo.plugins import Hooks
+from hlo.plugins.hooks import Hook
 from hlo.records import Answer, Delta, Prompt, Question, Sampling, SamplingOverrides
 from hlo.telemetry import tracing
 from hlo.telemetry.tracing import Tracing
@@ -158,6 +160,31 @@ async def test_what_is_given_up_says_so(make_parts: MakeParts, traced: Tracing, 
         assert (spans[name].attributes or {})["error.type"] == "Aborted"
     told = spans["generate"].attributes or {}
     assert (told["gen_ai.usage.output_tokens"], told["gen_ai.response.finish_reasons"]) == (1, ("abort",))
+
+
+@pytest.mark.parametrize("error", [None, ValueError("heart canarywords")])
+async def test_a_plugin_that_fails_or_takes_too_long_is_told(
+    error: Exception | None, make_parts: MakeParts, traced: Tracing, exporter: InMemorySpanExporter
+) -> None:
+    """A plugin that is left out is named on the span `screen` with the kind of its error, and the question goes on."""
+    hang = threading.Event()
+
+    def hlo_question(question: Question) -> None:
+        if error is not None:
+            raise error
+        hang.wait(30)
+
+    hooks = Hooks(question=(Hook("nosy", hlo_question, ("question",)),))
+    parts = make_parts(tracing=traced, hooks=hooks, hook_timeout_s=0.05)
+    answer = [event async for event in parts.pipeline.ask(Question("heart canarywords"))][-1]
+    hang.set()
+    assert isinstance(answer, Answer)
+    span, kind = by_name(exporter)["screen"], type(error).__name__ if error else "TimeoutError"
+    assert (span.status.status_code, (span.attributes or {})["error.type"]) == (StatusCode.ERROR, kind)
+    (event,) = span.events
+    assert dict(event.attributes or {}) == {"hlo.plugin": "nosy", "error.type": kind}
+    assert by_name(exporter)["ask"].status.status_code == StatusCode.UNSET
+    assert "canarywords" not in "".join(one.to_json() for one in exporter.get_finished_spans())
 
 
 async def test_a_refusal_is_told_but_is_no_failure(
