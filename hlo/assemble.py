@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -18,8 +19,9 @@ from hlo.catalog import Catalog, Entry
 from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
 from hlo.edition import Edition
 from hlo.errors import CalibrationError, HLOError, PluginError, SettingsError
-from hlo.generation import adapters, base_model, prompting, uses
+from hlo.generation import adapters, base_model, prompting, room, uses
 from hlo.generation.adapters import Located
+from hlo.generation.alongside import both
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
 from hlo.generation.lora_kernels import configs
@@ -37,13 +39,14 @@ from hlo.routing.cache import CachedEncoder
 from hlo.routing.decision import Scale, Thresholds
 from hlo.routing.router import Basis, Router
 from hlo.settings import Settings
+from hlo.telemetry import tracing as traces
 from hlo.telemetry.metrics import Metrics
-from hlo.telemetry.tracing import Tracing
+from hlo.telemetry.spans import of_adapter
+from hlo.telemetry.tracing import NOBODY, UNTRACED, Span, Spans, Tracing
 
 logger = logging.getLogger("hlo")
 
 Report = Callable[[str], None]
-T = TypeVar("T")
 
 
 class Runtime(Struct, frozen=True):
@@ -70,27 +73,33 @@ class Runtime(Struct, frozen=True):
 async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
     """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`."""
     tracing = Tracing.from_environment(hlo.__version__)
-    report("looking for the base model")
-    model = await asyncio.to_thread(find_model, settings)
-    report("checking plugins and adapters")
-    found, hooks = await asyncio.to_thread(collect, settings, model)
-    report("loading the encoder")
-    encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
-    report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
-    tokenizer = await asyncio.to_thread(load_tokenizer, model)
-    specialties = [entry.specialty for entry in found.entries.values()]
-    engine, (groups, unroutable, others) = await _both(
-        start_engine(settings, model, found, hooks), _embed_all(settings, specialties, encoder)
-    )
-    try:
-        found = catalog.keep(found, unroutable)
-        report("loading the adapters and checking that each changes the output")
-        order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
-        errors = {name: await load(found.entries[name], engine, tokenizer) for name in order}
-        found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
-    except BaseException:
-        await engine.close()
-        raise
+    with tracing.span("start", attributes={"hlo.version": hlo.__version__}) as start:
+        spans = tracing.under(start)
+        report("looking for the base model")
+        with spans("find model"):
+            model = await asyncio.to_thread(find_model, settings)
+        report("checking plugins and adapters")
+        with spans("plugins") as span:
+            found, hooks = await asyncio.to_thread(collect, settings, model, spans=tracing.under(span))
+        report("loading the encoder")
+        with spans("load encoder", {"hlo.encoder": settings.encoder}):
+            encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
+        report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
+        tokenizer = await asyncio.to_thread(load_tokenizer, model)
+        specialties = [entry.specialty for entry in found.entries.values()]
+        engine, (groups, unroutable, others) = await both(
+            start_engine(settings, model, found, hooks, tracing, start),
+            _embed_all(settings, specialties, encoder, spans),
+        )
+        try:
+            found = catalog.keep(found, unroutable)
+            report("loading the adapters and checking that each changes the output")
+            order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
+            errors = {name: await load(found.entries[name], engine, tokenizer, spans) for name in order}
+            found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
+        except BaseException:
+            await engine.close()
+            raise
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     announce(found, metrics)
@@ -109,10 +118,10 @@ async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
     return make_router(settings, encoder, groups, others), encoder
 
 
-def discover(settings: Settings, *, fresh: bool = False) -> Discovery:
+def discover(settings: Settings, *, fresh: bool = False, watch: plugins.Watch = nullcontext) -> Discovery:
     """Ask the installed plugins that the settings choose; `fresh` imports them anew. Raises `SettingsError`."""
     return plugins.discover(
-        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh
+        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh, watch=watch
     )
 
 
@@ -165,7 +174,9 @@ def hub(settings: Settings) -> Hub:
     return Hub.open(settings.lock_file, production=settings.mode == "production")
 
 
-def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tuple[Catalog, Hooks]:
+def collect(
+    settings: Settings, model: BaseModel, *, fresh: bool = False, spans: Spans = UNTRACED
+) -> tuple[Catalog, Hooks]:
     """Ask the installed plugins, and check what they offer against the base model.
 
     `fresh` imports them anew, for a reload.
@@ -181,7 +192,7 @@ def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tup
             )
         return check_adapter(settings, model, specialty, remote)[1]
 
-    found = discover(settings, fresh=fresh)
+    found = discover(settings, fresh=fresh, watch=lambda name: spans("load plugin", {"hlo.plugin": name}))
     return catalog.build(found.offers, found.refusals, check, found.off), found.hooks
 
 
@@ -278,11 +289,12 @@ def make_edition(
 
 
 async def _embed_all(
-    settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder
+    settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder, spans: Spans = UNTRACED
 ) -> tuple[tuple[Group, ...], Mapping[str, HLOError], Background]:
     """The specialties' groups, what is wrong with the others, and the background."""
-    groups, errors = await embed(settings, specialties, encoder)
-    return groups, errors, await embed_background(settings, encoder)
+    with spans("embed examples"):
+        groups, errors = await embed(settings, specialties, encoder)
+        return groups, errors, await embed_background(settings, encoder)
 
 
 def _cached(settings: Settings, encoder: BatchingEncoder) -> Encoder:
@@ -326,7 +338,14 @@ def find_engine(settings: Settings, hooks: Hooks) -> StartEngine:
     return offered
 
 
-async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hooks: Hooks) -> Engine:
+async def start_engine(
+    settings: Settings,
+    model: BaseModel,
+    found: Catalog,
+    hooks: Hooks,
+    tracing: Tracing = Tracing(),  # noqa: B008 - it makes nothing
+    within: Span = NOBODY,
+) -> Engine:
     """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`."""
     from hlo.generation import vllm_engine
 
@@ -337,7 +356,8 @@ async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hoo
         null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
         options = msgspec.structs.replace(options, null=null)
     logger.info("engine: %s", options.reason)
-    return await start(options)
+    with tracing.span("start engine", within, {"gen_ai.request.model": model.name}) as span:
+        return await start(msgspec.structs.replace(options, trace_environment=tracing.environment(span)))
 
 
 def engine_options(
@@ -374,21 +394,7 @@ def engine_options(
         lora_configs=lora_configs(settings),
         arguments=settings.engine_arguments,
     )
-    return msgspec.structs.replace(options, reason=_reason(options, versions))
-
-
-def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
-    """What room for adapters the engine is started with, and which of the installed ones ask for it."""
-    if not options.slots:
-        return "room for no adapter: none is installed, and HLO_SPARE_ADAPTERS is 0"
-    highest = max(versions, key=lambda version: version.rank, default=None)
-    rank = f"as `{highest.name}` has" if highest else "HLO_MAX_LORA_RANK, since none is installed"
-    touched = "which they touch" if versions else "all that the base model has"
-    room = f"{options.slots} adapter{'s' if options.slots > 1 else ''}"
-    return (
-        f"room for {room} ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks up to "
-        f"{options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
-    )
+    return msgspec.structs.replace(options, reason=room.describe(options, versions))
 
 
 def lora_configs(settings: Settings) -> tuple[Path, ...]:
@@ -396,23 +402,26 @@ def lora_configs(settings: Settings) -> tuple[Path, ...]:
     return (settings.cache_dir.expanduser().absolute() / "lora-kernels", configs.SHIPPED)
 
 
-async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:
+async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within: Span = NOBODY) -> float:
     """Load an adapter; the largest change that it makes to a token's log-probability. Raises any `HLOError`."""
     specialty = entry.specialty
     # Of the specialty's own kind of question, so that the adapter has something to say about it.
     example = next((one for part in specialty.examples.values() for one in part), specialty.title)
     await engine.load(entry.adapter)
-    return await check_effect(engine, prompting.build(example, specialty.template, tokenizer, entry.adapter))
+    prompt = prompting.build(example, specialty.template, tokenizer, entry.adapter)
+    return await check_effect(engine, msgspec.structs.replace(prompt, trace=traces.outgoing(within)))
 
 
-async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> HLOError | None:
+async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer, spans: Spans = UNTRACED) -> HLOError | None:
     """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
-    try:
-        await show_effect(entry, engine, tokenizer)
-    except HLOError as error:
-        await engine.check_health()
-        await engine.unload(entry.adapter)
-        return error
+    with spans("load adapter", of_adapter(entry.adapter, entry.version)) as span:
+        try:
+            span.set_attribute("hlo.adapter.effect", await show_effect(entry, engine, tokenizer, span))
+        except HLOError as error:
+            traces.mark(span, error)
+            await engine.check_health()
+            await engine.unload(entry.adapter)
+            return error
     return None
 
 
@@ -436,17 +445,3 @@ def device(settings: Settings) -> Literal["cpu", "cuda"]:
             remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
         )
     return "cuda" if available and settings.device != "cpu" else "cpu"
-
-
-async def _both(starting: Coroutine[Any, Any, Engine], other: Coroutine[Any, Any, T]) -> tuple[Engine, T]:
-    """Do both at once; when one fails, no engine stays behind."""
-    engine, result = asyncio.create_task(starting), asyncio.create_task(other)
-    try:
-        return await asyncio.gather(engine, result)
-    except BaseException:
-        engine.cancel()
-        result.cancel()
-        started, _ = await asyncio.gather(engine, result, return_exceptions=True)
-        if not isinstance(started, BaseException):
-            await started.close()
-        raise

@@ -45,7 +45,9 @@ class EngineOptions(Struct, frozen=True):
     adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
     slots, `spare` are for adapters to come. `lora_kernels` says whose kernels add LoRA on a GPU, and `lora_configs` are
     the folders in which HLO's find what was tuned, in order. `arguments` are the operator's own, in the engine's words,
-    and come before all else. `reason` says why there are so many slots, of that rank and those kinds.
+    and come before all else. `reason` says why there are so many slots, of that rank and those kinds. An engine that
+    makes spans of its own finds in `trace_environment`, under OpenTelemetry's names, where they go, and in TRACEPARENT
+    the span that its start belongs to; empty: nobody wants them.
     """
 
     model: Path
@@ -74,6 +76,7 @@ class EngineOptions(Struct, frozen=True):
     lora_configs: tuple[Path, ...] = ()
     arguments: Mapping[str, Any] = {}
     reason: str = ""
+    trace_environment: Mapping[str, str] = {}
 
 
 class EngineInfo(Struct, frozen=True):

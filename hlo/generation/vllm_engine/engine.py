@@ -41,6 +41,7 @@ class VllmEngine:
         self._closed = False
         self._admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
         config = llm.vllm_config
+        self._traced = config.observability_config.otlp_traces_endpoint is not None
         self._info = EngineInfo(
             engine="vllm",
             version=version() or "unknown",
@@ -158,14 +159,18 @@ class VllmEngine:
         except ValueError as error:
             raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
         async with aclosing(self._run(prompt, parameters)) as outputs:
+            queue_s = None
             async for output in outputs:
                 piece = output.outputs[0]
+                if queue_s is None:
+                    queue_s = _queue_s(output.metrics, asked)
                 yield Delta(
                     piece.text,
                     tuple(piece.token_ids),
                     _finish_reason(piece.finish_reason),
                     _first_token_s(output.metrics, asked) if prompt.whole else None,
                     output.num_cached_tokens or 0,
+                    queue_s,
                 )
 
     async def score(self, prompt: Prompt) -> tuple[float, ...]:
@@ -209,7 +214,13 @@ class VllmEngine:
         try:
             async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
-                stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
+                stream = self._llm.generate(
+                    rendered,
+                    parameters,
+                    number,
+                    lora_request=self._lora(prompt.adapter),
+                    trace_headers=prompt.trace if self._traced else None,
+                )
                 async with aclosing(stream) as outputs:
                     async for output in outputs:
                         yield output
@@ -260,6 +271,13 @@ def _first_token_s(metrics: Any, asked: float) -> float | None:
     if metrics is None or not metrics.first_token_latency:
         return None
     return max(float(metrics.arrival_time - asked + metrics.first_token_latency), 0.0)
+
+
+def _queue_s(metrics: Any, asked: float) -> float | None:
+    """The time from `asked` until vLLM computed the first of the prompt: for its adapter's turn, and in the queue."""
+    if metrics is None or not metrics.scheduled_ts:
+        return None
+    return max(float(metrics.arrival_time - asked), 0.0) + float(metrics.scheduled_ts - metrics.queued_ts)
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

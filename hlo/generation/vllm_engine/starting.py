@@ -17,6 +17,7 @@ from hlo.generation.vllm_engine import lora_plugin
 from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
+_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 WORKER = "hlo.generation.vllm_engine.worker.HloWorker"
 
 
@@ -38,6 +39,7 @@ def environment(options: EngineOptions) -> Iterator[None]:
         wanted["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
         wanted["TORCHDYNAMO_DISABLE"] = "1"
+    wanted |= options.trace_environment  # and vLLM leaves the endpoint in the environment itself
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(missing)
     try:
@@ -81,6 +83,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
         "worker_extension_cls": WORKER,
+        "otlp_traces_endpoint": options.trace_environment.get(_ENDPOINT),
         **weights,
         **adapters,
     }
@@ -91,6 +94,8 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
+    if chosen.get("disable_log_stats"):  # vLLM's spans are made of its statistics: it dies of the first one without
+        chosen.pop("otlp_traces_endpoint", None)
     with tempfile.TemporaryDirectory(prefix="hlo-") as made:
         folder = Path(made)
         try:

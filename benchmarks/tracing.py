@@ -1,0 +1,154 @@
+"""What does tracing every question cost? `/ask` with all spans sent to a real receiver, against `/ask` without.
+
+Two servers of the same model and adapters run in processes of their own, and the receiver in another. They are asked
+in turn, round after round, while the other one idles; rounds change who goes first. `--gpu`: Mistral-7B's shape, 64
+adapters, 256 clients; otherwise a small shape on the CPU. At most 2 % is what we want to pay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from benchmarks import shaped, shapes
+from benchmarks.ask_at_scale import GPU, TINY, Load, over_http, rate
+from benchmarks.report import median, tell
+from benchmarks.serving import serving
+from hlo.service.server import event_loop
+from tests.otlp import receiving
+
+SHORT = msgspec.structs.replace(TINY, window_s=6.0, rounds=8)
+LONG = msgspec.structs.replace(GPU, window_s=8.0, rounds=5)
+
+
+async def serve(model: Path, engine: dict[str, Any]) -> None:
+    """Serve a shaped model until standard input ends; prints the address."""
+    runtime = await shaped.start(shaped.settings(model, engine_arguments=engine, spare_adapters=0))
+    async with serving(runtime) as url:
+        print(f"address {url}", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+def receive() -> None:
+    """Receive spans until standard input ends; prints the address, and then how many of each name came."""
+    with receiving("grpc") as receiver:
+        print(f"address {receiver.endpoint}", flush=True)
+        sys.stdin.read()
+        print(json.dumps(Counter(span.name for span in receiver.spans)), flush=True)
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A process of its own for one of the above, and the address that it prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.tracing", *arguments],
+        env=clean | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{arguments[0]}: {line}", end="", flush=True)
+            if line.startswith("address "):
+                break
+        else:
+            raise RuntimeError(f"{arguments[0]} ended before it had an address")
+        yield line.split()[1], process
+        end(process)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Tell a process to stop, and what it had to say at last."""
+    if process.poll() is not None:
+        return ""
+    stdin: IO[str] | None = process.stdin
+    assert stdin is not None
+    said, _ = process.communicate(timeout=120)
+    return said
+
+
+async def run(*, gpu: bool) -> None:
+    """Measure, and tell."""
+    load, config = (LONG, shapes.MISTRAL_7B) if gpu else (SHORT, shapes.TINY)
+    engine: dict[str, Any] = {"max_model_len": 2048, "kv_cache_memory_bytes": (40 if gpu else 1) << 30}
+    if gpu:
+        engine |= {"gpu_memory_utilization": 0.45, "compilation_config": {"cudagraph_capture_sizes": shapes.GRAPHS}}
+    else:
+        engine |= {"enforce_eager": True, "dtype": "float32"}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = stack.enter_context(shaped.installed(folder, config, load.adapters))
+        endpoint, receiver = stack.enter_context(running("--receive"))
+        given = ("--serve", str(model), json.dumps(engine))
+        plain, _ = stack.enter_context(running(*given))
+        traced, _ = stack.enter_context(running(*given, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint))
+        processes = 8 if gpu else 1
+        pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=get_context("spawn")))
+        rates, questions = await measure(pool, {"plain": plain, "traced": traced}, load, processes)
+        await asyncio.sleep(6)  # longer than the exporter waits to send
+        spans = json.loads(end(receiver))
+    ratios = [one / other for one, other in zip(rates["traced"], rates["plain"], strict=True)]
+    print(f"{questions} questions were traced; spans that came: {spans}")
+    row = {
+        "traced tokens/s": median(rates["traced"]),
+        "plain tokens/s": median(rates["plain"]),
+        "ratio": median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "standard error": statistics.stdev(ratios) / len(ratios) ** 0.5,
+        "limit": 0.98,
+        "spans a question": sum(spans.get(name, 0) for name in STAGES) / questions,
+    }
+    tell("tracing", f"/ask with every question traced, over without; {load.clients} clients", [row])
+
+
+STAGES = ("POST /ask", "route", "encode", "score", "prompt", "generate", "llm_request")
+
+
+async def measure(
+    pool: ProcessPoolExecutor, urls: dict[str, str], load: Load, processes: int
+) -> tuple[dict[str, list[float]], int]:
+    """Tokens per second of each round by side, and how many questions the traced side was asked; a first one warms."""
+    rates: dict[str, list[float]] = {side: [] for side in urls}
+    questions = 0
+    for number in range(load.rounds + 1):
+        for side in sorted(urls, reverse=number % 2 == 0):
+            now = load if number else msgspec.structs.replace(load, window_s=2.0)
+            ended = await over_http(pool, "ask", urls[side], now, processes)
+            print(f"{side}: {rate(ended, now):,.0f} tokens/s", flush=True)
+            if number:
+                rates[side].append(rate(ended, now))
+            questions += len(ended) if side == "traced" else 0
+    return rates, questions
+
+
+if __name__ == "__main__":
+    if "--serve" in sys.argv:
+        with asyncio.Runner(loop_factory=event_loop()) as runner:  # as `hlo serve`
+            runner.run(serve(Path(sys.argv[2]), json.loads(sys.argv[3])))
+    elif "--receive" in sys.argv:
+        receive()
+    else:
+        asyncio.run(run(gpu="--gpu" in sys.argv))
