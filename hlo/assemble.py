@@ -40,6 +40,7 @@ from hlo.routing.decision import Scale, Thresholds
 from hlo.routing.router import Basis, Router
 from hlo.settings import Settings
 from hlo.telemetry import tracing as traces
+from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import Metrics
 from hlo.telemetry.spans import of_adapter
 from hlo.telemetry.tracing import NOBODY, UNTRACED, Span, Spans, Tracing
@@ -60,6 +61,7 @@ class Runtime(Struct, frozen=True):
     pipeline: Pipeline
     metrics: Metrics
     tracing: Tracing
+    audit: Audit | None = None
 
     async def close(self) -> None:
         """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
@@ -68,10 +70,26 @@ class Runtime(Struct, frozen=True):
         await asyncio.to_thread(uses.remember, self.pipeline.uses, self.settings.cache_dir.expanduser())
         await asyncio.to_thread(self.pipeline.edition.hooks.close, self.settings.shutdown_grace_s)
         self.tracing.close()
+        if self.audit is not None:
+            self.audit.close()
 
 
 async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
     """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`."""
+    key, audit = settings.audit_key, None
+    if settings.audit_log is not None and key is not None:
+        audit = await asyncio.to_thread(
+            Audit.open, settings.audit_log, key.get_secret_value(), settings.audit_max_mb << 20
+        )
+    try:
+        return await _assemble(settings, metrics, report, audit)
+    except BaseException:
+        if audit is not None:
+            audit.close()
+        raise
+
+
+async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit: Audit | None) -> Runtime:
     tracing = Tracing.from_environment(hlo.__version__)
     with tracing.span("start", attributes={"hlo.version": hlo.__version__}) as start:
         spans = tracing.under(start)
@@ -103,8 +121,8 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     announce(found, metrics)
-    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing)
-    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing)
+    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit)
+    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit)
 
 
 async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Literal
 
@@ -38,6 +38,7 @@ from hlo.records import (
     Usage,
 )
 from hlo.telemetry import spans, tracing
+from hlo.telemetry.audit import Account, Audit
 from hlo.telemetry.metrics import UNKNOWN, Metrics
 from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
 
@@ -66,6 +67,7 @@ class Pipeline:
         policy: Policy,
         metrics: Metrics,
         tracing: Tracing,
+        audit: Audit | None = None,
     ) -> None:
         self.edition = edition
         self.engine = engine
@@ -74,6 +76,7 @@ class Pipeline:
         self._policy = policy
         self._metrics = metrics
         self._tracing = tracing
+        self._audit = audit
 
     @property
     def catalog(self) -> Catalog:
@@ -90,22 +93,26 @@ class Pipeline:
         clock = time.perf_counter()
         route: Route | None = None
         label, outcome = UNKNOWN, "error"
+        account = Account(self._audit, question.text, self.engine.info.model)
         self._metrics.started()
         try:
             with self.edition.use() as edition, self._tracing.whole("ask", caller) as span:
+                account.trace_id = tracing.trace_id(span)
                 self._check(question.text, "$.question")
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
                 screened = await self._screen(question, edition, span)
-                route = await self._route(question, screened, edition, span)
+                account.route = route = await self._route(question, screened, edition, span)
                 routed = time.perf_counter()
                 entry = self._specialist(route, edition)
+                account.specialty = entry.specialty.name if entry else None
                 asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
                 label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
                 span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
                 with self._tracing.span("prompt", span) as prompting_span:
                     prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
                     prompting_span.set_attribute("hlo.prompt.tokens", len(prompt.token_ids))
+                account.adapter, account.usage = prompt.adapter, Usage(len(prompt.token_ids), 0)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
                 yield route
 
@@ -120,24 +127,26 @@ class Pipeline:
                             said, cached = delta.first_token_s, delta.cached_tokens
                             first = time.perf_counter() if said is None else asked + said
                         text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
+                        account.usage = Usage(len(prompt.token_ids), tokens)
                         yield delta
 
                 answer = Answer(
                     text=text,
                     route=route,
-                    specialty=entry.specialty.name if entry else None,
+                    specialty=account.specialty,
                     adapter=prompt.adapter,
                     model=self.engine.info.model,
-                    usage=Usage(len(prompt.token_ids), tokens),
+                    usage=account.usage,
                     timings=Timings(
                         route_ms=(routed - clock) * 1000,
                         first_token_ms=(first - clock) * 1000 if first else None,
                         total_ms=(time.perf_counter() - clock) * 1000,
                     ),
                     finish_reason=reason or "abort",
-                    trace_id=tracing.trace_id(span),
+                    trace_id=account.trace_id,
                     notices=notices,
                 )
+                account.write(answer.finish_reason)  # an answer that can not be recorded is not given
                 edition.hooks.observe(question, answer)
             outcome = answer.finish_reason
             self.uses.update([answer.specialty] if answer.specialty else ())
@@ -150,6 +159,7 @@ class Pipeline:
             outcome = "refused"
             raise
         finally:
+            account.end(outcome)
             self._metrics.finished(label, route.status if route else UNKNOWN, outcome)
 
     async def route(self, questions: Sequence[str], caller: Span = NOBODY) -> tuple[Route, ...]:
@@ -178,7 +188,12 @@ class Pipeline:
 
         `caller` and `whole`: as for `ask`. Raises any `HLOError`.
         """
-        with self.edition.use() as edition, self._tracing.whole("complete", caller) as span:
+        with (
+            self._recorded(text) as account,
+            self.edition.use() as edition,
+            self._tracing.whole("complete", caller) as span,
+        ):
+            account.trace_id = tracing.trace_id(span)
             if not text:
                 raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
             with self._tracing.span("prompt", span):
@@ -186,15 +201,32 @@ class Pipeline:
                 sampling = prompting.fit(
                     prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
                 )
-            tokens = 0
+            account.adapter, tokens, reason = prompt.adapter, 0, None
             wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
             entry = edition.catalog.entries.get(adapter)
             generating = self._generate(wanted, sampling, span, entry, "text_completion")
             async with aclosing(generating) as deltas:
                 async for delta in deltas:
-                    tokens += len(delta.token_ids)
+                    tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
+                    account.usage = Usage(len(prompt.token_ids), tokens)
                     yield delta
-            yield Completion(prompt.adapter, Usage(len(prompt.token_ids), tokens))
+            account.write(reason or "abort")
+            yield Completion(prompt.adapter, account.usage)
+
+    @contextmanager
+    def _recorded(self, text: str) -> Iterator[Account]:
+        """A record for the audit log, which is written whatever happens."""
+        account, outcome = Account(self._audit, text, self.engine.info.model), "error"
+        try:
+            yield account
+        except (GeneratorExit, asyncio.CancelledError):
+            outcome = "abort"
+            raise
+        except InvalidRequest:
+            outcome = "refused"
+            raise
+        finally:
+            account.end(outcome)
 
     def _generate(
         self, prompt: Prompt, sampling: Sampling, within: Span, entry: Entry | None, operation: str = "chat"

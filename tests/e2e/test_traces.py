@@ -11,22 +11,26 @@ import httpx
 import pytest
 from msgspec import Struct
 
+from hlo.telemetry.audit import Keys
+from hlo.telemetry.audit_check import check
 from tests.e2e.server import Server, running
 from tests.e2e.test_answers import ASKED, content_hash
 from tests.otlp import Received, Receiver, receiving
 
 CANARY = "zanthoribe"  # a word that nothing but a client can have brought
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+AUDIT_KEY = "the key of these tests, no other"
 UNSET, ERROR = 0, 2
 INTERNAL, SERVER = 1, 2  # kinds, as OTLP numbers them
 STAGES = ("POST /ask", "screen", "route", "encode", "score", "prompt", "generate", "llm_request")
 
 
 class Traced(Struct, frozen=True):
-    """A server, and where its spans come in."""
+    """A server, where its spans come in, and its audit log."""
 
     server: Server
     receiver: Receiver
+    audit_log: Path
 
 
 @pytest.fixture(scope="module", params=["grpc", "http/protobuf"])
@@ -37,9 +41,11 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=tests",
         "HLO_ADMIN_KEY": "a-key-for-the-tests",
         "HLO_OUT_OF_SCOPE": "refuse",
+        "HLO_AUDIT_LOG": str(folder / "audit.jsonl"),
+        "HLO_AUDIT_KEY": AUDIT_KEY,
     }
     with receiving(request.param) as receiver, running(folder, **(variables | receiver.environment)) as server:
-        yield Traced(server, receiver)
+        yield Traced(server, receiver, folder / "audit.jsonl")
 
 
 def parents(spans: dict[str, Received]) -> dict[str, str]:
@@ -243,3 +249,16 @@ def test_no_patients_word_is_sent(traced: Traced) -> None:
     assert said[0].json()["answer"].strip().encode() not in sent
     assert ASKED["cardiology"].encode() not in sent
     assert b"You are" not in sent  # templates begin so
+
+
+def test_an_answer_is_in_the_audit_log(traced: Traced) -> None:
+    """The audit log has a record of each answer under its trace id, without its words, and checks as it was written."""
+    question = f"{ASKED['cardiology']} {CANARY}"
+    answer = asked(traced, {"question": question, "max_tokens": 8}).json()
+    records = {record["trace_id"]: record for record in map(json.loads, traced.audit_log.read_text().splitlines())}
+    said = records[answer["trace_id"]]
+    assert (said["specialty"], said["adapter_sha256"]) == ("cardiology", answer["adapter"]["sha256"])
+    assert (said["outcome"], said["completion_tokens"]) == (answer["finish_reason"], 8)
+    assert said["question"] == Keys(AUDIT_KEY).question(question)
+    assert CANARY not in traced.audit_log.read_text()
+    assert check(traced.audit_log, AUDIT_KEY).faults == ()
