@@ -108,7 +108,7 @@ async def test_an_answer_that_can_not_be_recorded_is_not_given(
 
     async def read() -> None:
         async for event in parts.pipeline.ask(Question(HEART)):
-            events.append(event)  # noqa: PERF401 - an error ends it
+            events.append(event)
 
     with pytest.raises(AuditError, match="could not be recorded"):
         await read()
