@@ -408,6 +408,7 @@ def engine_options(
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
         shutdown_grace_s=settings.shutdown_grace_s,
         log_level=settings.log_level,
+        log_format=settings.log_format,
         lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
         lora_configs=lora_configs(settings),
         arguments=settings.engine_arguments,

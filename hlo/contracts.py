@@ -72,6 +72,7 @@ class EngineOptions(Struct, frozen=True):
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
     log_level: str = "warning"
+    log_format: Literal["console", "json"] = "console"
     lora_kernels: Literal["hlo", "engine"] = "engine"
     lora_configs: tuple[Path, ...] = ()
     arguments: Mapping[str, Any] = {}

@@ -7,6 +7,8 @@ generation. Each stage is entered once, from here only.
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -17,6 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from hlo import logs
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
 from hlo.edition import Edition
@@ -41,6 +44,8 @@ from hlo.telemetry import spans, tracing
 from hlo.telemetry.audit import Account, Audit
 from hlo.telemetry.metrics import UNKNOWN, Metrics
 from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
+
+logger = logging.getLogger("hlo")
 
 _BASE_TEMPLATE = "{{ question }}"
 
@@ -160,6 +165,7 @@ class Pipeline:
             raise
         finally:
             account.end(outcome)
+            _log("ask", account, outcome, clock)
             self._metrics.finished(label, route.status if route else UNKNOWN, outcome)
 
     async def route(self, questions: Sequence[str], caller: Span = NOBODY) -> tuple[Route, ...]:
@@ -215,10 +221,11 @@ class Pipeline:
 
     @contextmanager
     def _recorded(self, text: str) -> Iterator[Account]:
-        """A record for the audit log, which is written whatever happens."""
-        account, outcome = Account(self._audit, text, self.engine.info.model), "error"
+        """A record for the audit log and a line in the log, which are written whatever happens."""
+        clock, account, outcome = time.perf_counter(), Account(self._audit, text, self.engine.info.model), "error"
         try:
             yield account
+            outcome = "done"
         except (GeneratorExit, asyncio.CancelledError):
             outcome = "abort"
             raise
@@ -227,6 +234,7 @@ class Pipeline:
             raise
         finally:
             account.end(outcome)
+            _log("generate", account, outcome, clock)
 
     def _generate(
         self, prompt: Prompt, sampling: Sampling, within: Span, entry: Entry | None, operation: str = "chat"
@@ -317,6 +325,22 @@ class Pipeline:
         prompt = prompting.build_within(room, question.text, template, self._tokenizer, adapter, question.turns)
         sampling = prompting.fit(prompt, sampling, most, field="$.question")
         return Prompt(prompt.token_ids, prompt.adapter, whole), sampling
+
+
+def _log(what: str, account: Account, outcome: str, clock: float) -> None:
+    """One line for each question: what came of it, and of whom, but none of its words."""
+    error = sys.exc_info()[0]
+    told = logs.fields(
+        trace_id=account.trace_id or None,
+        route=account.route.status if account.route else None,
+        specialty=account.specialty,
+        adapter=account.adapter.engine_name if account.adapter else None,
+        prompt_tokens=account.usage.prompt_tokens,
+        completion_tokens=account.usage.completion_tokens,
+        ms=round((time.perf_counter() - clock) * 1000, 1),
+        error=error.__name__ if error and outcome == "error" else None,
+    )
+    logger.info("%s: %s", what, outcome, extra=told)
 
 
 async def _which(route: Route, edition: Edition) -> AsyncGenerator[Delta, None]:

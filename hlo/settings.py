@@ -176,6 +176,9 @@ class Settings(BaseSettings):
     audit_max_mb: int = Field(default=100, ge=1, description="Size from which the audit log begins a new file.")
     shutdown_grace_s: int = Field(default=20, ge=0, description="Seconds in which running answers may finish.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Lines of the log: for people, or a JSON object each."
+    )
 
     @field_validator("engine_arguments", mode="before")
     @classmethod

@@ -99,7 +99,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="hlo-") as made:
         folder = Path(made)
         try:
-            made_of = AsyncEngineArgs(**watch(folder, chosen), **chosen)
+            made_of = AsyncEngineArgs(**watch(folder, chosen, options.log_format), **chosen)
             # As a server: for one that only embeds it, vLLM takes 128 requests a batch where it takes 1024 for its own.
             return AsyncLLM.from_engine_args(made_of, usage_context=UsageContext.OPENAI_API_SERVER)
         except (ValueError, OSError) as error:
