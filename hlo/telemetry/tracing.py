@@ -58,8 +58,8 @@ class Tracing:
         """Export over OTLP when the standard variables ask for it. Raises `SettingsError`."""
         if not exporting.wanted():
             return cls()
-        provider = exporting.provider(version)
-        return cls(provider.get_tracer("hlo", version), provider.shutdown, exporting.environment())
+        provider, close = exporting.provider(version)
+        return cls(provider.get_tracer("hlo", version), close, exporting.environment())
 
     @property
     def enabled(self) -> bool:
