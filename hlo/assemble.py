@@ -24,6 +24,7 @@ from hlo.generation.adapters import Located
 from hlo.generation.alongside import both
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
+from hlo.generation.lora_kernels import configs
 from hlo.generation.prompting import Tokenizer
 from hlo.hub import Hub
 from hlo.pipeline import Pipeline, Policy
@@ -397,8 +398,8 @@ def engine_options(
 
 
 def lora_configs(settings: Settings) -> tuple[Path, ...]:
-    """The folders in which HLO's LoRA kernels find what was tuned."""
-    return (settings.cache_dir.expanduser().absolute() / "lora-kernels",)
+    """The folders in which HLO's LoRA kernels find what was tuned: the operator's, then HLO's own."""
+    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", configs.SHIPPED)
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within: Span = NOBODY) -> float:

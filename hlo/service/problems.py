@@ -13,6 +13,7 @@ from msgspec import Struct
 from hlo.errors import (
     AdapterError,
     AdminRefused,
+    AuditError,
     EncoderError,
     EngineDead,
     EngineError,
@@ -61,6 +62,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (Overloaded, 503, "overloaded", "Overloaded"),
     (EngineDead, 503, "engine-dead", "Engine dead"),
     (EngineError, 500, "engine-error", "Engine error"),
+    (AuditError, 503, "audit-error", "Answer not recorded"),
     (EncoderError, 503, "encoder-error", "Encoder error"),
     (AdapterError, 500, "adapter-error", "Adapter error"),
     (PluginError, 500, "plugin-error", "Plugin error"),

@@ -145,7 +145,7 @@ def dependent_launch(device: torch.device) -> bool:
 
     CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".
     """
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def _three(some: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
