@@ -69,7 +69,7 @@ class Runtime(Struct, frozen=True):
         await self.pipeline.engine.close()
         await asyncio.to_thread(uses.remember, self.pipeline.uses, self.settings.cache_dir.expanduser())
         await asyncio.to_thread(self.pipeline.edition.hooks.close, self.settings.shutdown_grace_s)
-        self.tracing.close()
+        await asyncio.to_thread(self.tracing.close)
         if self.audit is not None:
             self.audit.close()
 

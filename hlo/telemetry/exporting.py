@@ -7,15 +7,20 @@ here is what it leaves to whoever starts it (OpenTelemetry specification, "Envir
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from hlo.errors import SettingsError
+from hlo.telemetry.encoding import encode
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
 _ALL, _TRACES = "OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_TRACES_"
+GRACE_S = 2.0  # for a receiver that does not answer as HLO stops
 _GRPC, _HTTP = "grpc", "http/protobuf"
 
 
@@ -57,8 +62,8 @@ def environment() -> dict[str, str]:
     return {f"{_TRACES}ENDPOINT": endpoint(), f"{_TRACES}PROTOCOL": protocol(), "OTEL_SERVICE_NAME": _service()}
 
 
-def provider(version: str) -> TracerProvider:
-    """A provider that exports as the environment says. Raises `SettingsError`."""
+def provider(version: str) -> tuple[TracerProvider, Callable[[], None]]:
+    """A provider that exports as the environment says, and what sends the rest and stops it. Raises `SettingsError`."""
     try:
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -73,7 +78,16 @@ def provider(version: str) -> TracerProvider:
     known = Resource({"service.version": version}).merge(Resource.create({"service.name": _service()}))
     made = TracerProvider(resource=known)
     made.add_span_processor(BatchSpanProcessor(exporter))
-    return made
+
+    def close() -> None:
+        # The exporter would try again and again while nobody answers, and the server could not end.
+        impatient = threading.Timer(GRACE_S, exporter.shutdown)
+        impatient.daemon = True
+        impatient.start()
+        made.shutdown()
+        impatient.cancel()
+
+    return made, close
 
 
 def _service() -> str:
@@ -90,7 +104,11 @@ def _exporter() -> SpanExporter:
         return OverHttp()
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
 
-    return OverGrpc()
+    class Quick(OverGrpc):
+        def _translate_data(self, data: Sequence[ReadableSpan]) -> ExportTraceServiceRequest:
+            return encode(data)
+
+    return Quick()
 
 
 def _of(name: str) -> str:

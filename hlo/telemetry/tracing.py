@@ -58,8 +58,8 @@ class Tracing:
         """Export over OTLP when the standard variables ask for it. Raises `SettingsError`."""
         if not exporting.wanted():
             return cls()
-        provider = exporting.provider(version)
-        return cls(provider.get_tracer("hlo", version), provider.shutdown, exporting.environment())
+        provider, close = exporting.provider(version)
+        return cls(provider.get_tracer("hlo", version), close, exporting.environment())
 
     @property
     def enabled(self) -> bool:
@@ -150,9 +150,11 @@ def incoming(headers: Mapping[str, str]) -> Span:
 
 def outgoing(span: Span) -> dict[str, str]:
     """The headers that make a span the parent of what another process does; empty where nothing is traced."""
-    headers: dict[str, str] = {}
-    _PROPAGATOR.inject(headers, context=_inside(span))
-    return headers
+    context = span.get_span_context()
+    if not context.is_valid:
+        return {}
+    headers = {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"}
+    return headers | {"tracestate": context.trace_state.to_header()} if context.trace_state else headers
 
 
 def trace_id(span: Span) -> str:

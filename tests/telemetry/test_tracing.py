@@ -13,7 +13,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from hlo.errors import HLOError, InvalidRequest, OutOfScope, SettingsError
 from hlo.pipeline import Policy
@@ -227,6 +228,15 @@ async def test_the_callers_trace_goes_on(
     parent = by_name(exporter)["ask"].parent
     assert parent is not None
     assert f"{parent.span_id:016x}" == "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize("headers", [PARENT, PARENT | {"tracestate": "a=1,b=2"}, {}])
+def test_what_came_in_goes_out(headers: dict[str, str]) -> None:
+    """The headers for the next process are OpenTelemetry's own for that span, the trace state among them."""
+    wanted: dict[str, str] = {}
+    span = tracing.incoming(headers)
+    TraceContextTextMapPropagator().inject(wanted, set_span_in_context(span))
+    assert tracing.outgoing(span) == wanted == headers
 
 
 @pytest.mark.parametrize("headers", [{}, {"traceparent": "nonsense"}, {"traceparent": f"00-{'0' * 32}-{'0' * 16}-01"}])

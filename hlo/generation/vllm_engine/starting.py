@@ -17,7 +17,6 @@ from hlo.generation.vllm_engine import lora_plugin
 from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
-_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 WORKER = "hlo.generation.vllm_engine.worker.HloWorker"
 
 
@@ -47,6 +46,12 @@ def environment(options: EngineOptions) -> Iterator[None]:
     finally:
         for name in missing:
             os.environ.pop(name, None)
+
+
+def spans(options: EngineOptions) -> dict[str, Any]:
+    """The argument with which vLLM makes spans of its own. Without statistics it would die of the first one."""
+    endpoint = options.trace_environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return {"otlp_traces_endpoint": endpoint} if endpoint and not options.arguments.get("disable_log_stats") else {}
 
 
 def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
@@ -83,7 +88,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
         "worker_extension_cls": WORKER,
-        "otlp_traces_endpoint": options.trace_environment.get(_ENDPOINT),
+        **spans(options),
         **weights,
         **adapters,
     }
@@ -94,8 +99,6 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
             remedy="The fields of vllm.engine.arg_utils.AsyncEngineArgs are what it takes.",
         )
     chosen = {name: value for name, value in arguments.items() if name in known} | dict(options.arguments)
-    if chosen.get("disable_log_stats"):  # vLLM's spans are made of its statistics: it dies of the first one without
-        chosen.pop("otlp_traces_endpoint", None)
     with tempfile.TemporaryDirectory(prefix="hlo-") as made:
         folder = Path(made)
         try:
