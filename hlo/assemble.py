@@ -85,14 +85,14 @@ async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runt
         found = catalog.keep(found, unroutable)
         report("loading the adapters and checking that each changes the output")
         order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
-        errors = {name: await load(found.entries[name], engine, tokenizer) for name in order}
+        errors = {name: await load(found.entries[name], engine, tokenizer, metrics) for name in order}
         found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
     except BaseException:
         await engine.close()
         raise
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
-    announce(found, metrics)
+    edition.announce(metrics)
     pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing)
     return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing)
 
@@ -128,13 +128,6 @@ def declarations(settings: Settings) -> tuple[tuple[Specialty, ...], Hooks]:
             else:
                 found.setdefault(specialty.name, specialty)
     return tuple(found.values()), discovery.hooks
-
-
-def announce(found: Catalog, metrics: Metrics) -> None:
-    """Log what was refused, and count what is served."""
-    for refusal in found.refusals:
-        logger.warning("refused %s: %s %s", refusal.specialty or refusal.plugin, refusal.reason, refusal.remedy)
-    metrics.catalog(served=len(found.entries), refused=len(found.refusals))
 
 
 def find_model(settings: Settings) -> BaseModel:
@@ -253,7 +246,7 @@ def make_router(settings: Settings, encoder: BatchingEncoder, groups: Sequence[G
     made = calibration.load(settings.calibration)
     reason = calibration.check(made, encoder.encoder.fingerprint, router.digests, router.background_digest)
     if reason is None:
-        router.scale, router.thresholds = made.scale, made.thresholds
+        router.scale, router.thresholds, router.calibrated = made.scale, made.thresholds, made.histograms
         router.basis = Basis("calibration", made.made, made.tolerated_error, made.confidence)
         return router
     remedy = "Make another with `hlo route calibrate`, or unset HLO_CALIBRATION."
@@ -404,14 +397,16 @@ async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> flo
     return await check_effect(engine, prompting.build(example, specialty.template, tokenizer, entry.adapter))
 
 
-async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> HLOError | None:
+async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer, metrics: Metrics) -> HLOError | None:
     """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
     try:
         await show_effect(entry, engine, tokenizer)
     except HLOError as error:
+        metrics.loaded(entry.specialty.name, done=False)
         await engine.check_health()
         await engine.unload(entry.adapter)
         return error
+    metrics.loaded(entry.specialty.name, done=True)
     return None
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from msgspec import Struct
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
@@ -96,7 +96,7 @@ class Pipeline:
                 self.edition.use() as edition,
                 self._tracing.span("hlo.ask", caller or Context(), kind=SpanKind.SERVER) as span,
             ):
-                within = tracing.inside(span)
+                within, recorded = tracing.inside(span), _recorded(span)
                 self._check(question.text, "$.question")
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
@@ -117,12 +117,12 @@ class Pipeline:
                 with self._tracing.span("hlo.generate", within) as generating:
                     if prompt.adapter:
                         generating.set_attribute("hlo.adapter", prompt.adapter.engine_name)
-                    asked, cached = time.perf_counter(), 0
+                    asked, cached, queued = time.perf_counter(), 0, None
                     source = _which(route, edition) if asks_back else self.engine.generate(prompt, sampling)
                     async with aclosing(source) as deltas:
                         async for delta in deltas:
                             if first is None:
-                                said, cached = delta.first_token_s, delta.cached_tokens
+                                said, cached, queued = delta.first_token_s, delta.cached_tokens, delta.queued_s
                                 first = time.perf_counter() if said is None else asked + said
                             text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
                             yield delta
@@ -146,7 +146,7 @@ class Pipeline:
                 edition.hooks.observe(question, answer)
             outcome = answer.finish_reason
             self.uses.update([answer.specialty] if answer.specialty else ())
-            self._metrics.answered(answer, label, cached)
+            self._metrics.answered(answer, label, cached, queued, recorded)
             yield answer
         except (GeneratorExit, asyncio.CancelledError):
             outcome = "abort" if outcome == "error" else outcome
@@ -166,7 +166,9 @@ class Pipeline:
             try:
                 clock = time.perf_counter()
                 routes = await edition.router.route_many(questions)
-                self._metrics.routed(time.perf_counter() - clock)
+                took = time.perf_counter() - clock
+                for one in routes:
+                    self._metrics.routed(one, took)
                 screened = await screening
             finally:
                 screening.cancel()
@@ -179,20 +181,36 @@ class Pipeline:
 
         `whole`: as for `ask`. Raises any `HLOError`.
         """
-        with self.edition.use() as edition:
-            if not text:
-                raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
-            prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
-            sampling = prompting.fit(
-                prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
-            )
-            tokens = 0
-            wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
-            async with aclosing(self.engine.generate(wanted, sampling)) as deltas:
-                async for delta in deltas:
-                    tokens += len(delta.token_ids)
-                    yield delta
-            yield Completion(prompt.adapter, Usage(len(prompt.token_ids), tokens))
+        label, usage, cached, outcome = UNKNOWN, None, 0, "error"
+        self._metrics.started()
+        try:
+            with self.edition.use() as edition:
+                if not text:
+                    raise InvalidRequest(
+                        "The prompt is empty.", field="$.prompt", remedy="Send at least one character."
+                    )
+                prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
+                label = adapter
+                sampling = prompting.fit(
+                    prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
+                )
+                tokens, reason = 0, None
+                wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
+                async with aclosing(self.engine.generate(wanted, sampling)) as deltas:
+                    async for delta in deltas:
+                        tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
+                        cached = cached or delta.cached_tokens
+                        yield delta
+                usage, outcome = Usage(len(prompt.token_ids), tokens), reason or "abort"
+            yield Completion(prompt.adapter, usage)
+        except (GeneratorExit, asyncio.CancelledError):
+            outcome = "abort" if outcome == "error" else outcome
+            raise
+        except InvalidRequest:
+            outcome = "refused"
+            raise
+        finally:
+            self._metrics.completed(label, outcome, usage, cached)
 
     def _check(self, question: str, field: str) -> None:
         if not question.strip():
@@ -227,7 +245,8 @@ class Pipeline:
         with self._tracing.span("hlo.route", within) as span:
             clock = time.perf_counter()
             route = await edition.router.route(question.text, [turn.question for turn in question.turns])
-            self._metrics.routed(time.perf_counter() - clock)
+            took = time.perf_counter() - clock
+            self._metrics.routed(route, took, _recorded(span), later=bool(question.turns))
             span.set_attributes({"hlo.route.status": route.status, "hlo.route.margin": route.margin})
             return route
 
@@ -266,6 +285,11 @@ async def _screen_each(questions: Sequence[str], edition: Edition) -> list[Scree
     """What the plugins say of each question, one after the other: their time is reckoned for each by itself."""
     names = tuple(edition.catalog.entries)
     return [await edition.hooks.screen(Question(question), names) for question in questions]
+
+
+def _recorded(span: Span) -> str | None:
+    """The id of a trace that is being recorded, for exemplars; None where nobody would find it."""
+    return tracing.trace_id(span) if span.is_recording() else None
 
 
 def _pinned(screened: Screenings) -> Route | None:

@@ -144,12 +144,16 @@ class Offer(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """A plugin, or one of its specialties, that is not served, with the reason and what to do about it."""
+    """A plugin, or one of its specialties, that is not served, with the reason and what to do about it.
+
+    `kind` is the class of the error behind it, such as `AdapterError`.
+    """
 
     plugin: str
     specialty: str | None
     reason: str
     remedy: str
+    kind: str = "PluginError"
 
 
 class Score(Struct, frozen=True):
@@ -194,7 +198,8 @@ class Delta(Struct, frozen=True):
     """A piece of generated text and the tokens behind it; the last delta carries `finish_reason`.
 
     `first_token_s` is how long after it was asked the engine had its first token, where it says so: a delta with a
-    whole text comes much later. `cached_tokens` are those of the prompt's that it did not have to compute.
+    whole text comes much later. `queued_s` is how much of that it only waited, where it says so. `cached_tokens` are
+    those of the prompt's that it did not have to compute.
     """
 
     text: str
@@ -202,6 +207,7 @@ class Delta(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     first_token_s: float | None = None
     cached_tokens: int = 0
+    queued_s: float | None = None
 
 
 class Usage(Struct, frozen=True):

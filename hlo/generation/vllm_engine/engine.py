@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
-from hlo.contracts import EngineInfo, EngineOptions
+from hlo.contracts import EngineActivity, EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
 from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
@@ -98,6 +98,11 @@ class VllmEngine:
         """What is running, as vLLM's own configuration reports it."""
         return self._info
 
+    @property
+    def activity(self) -> EngineActivity:
+        """What came of the turns that adapters take."""
+        return self._admission.activity
+
     async def load(self, adapter: AdapterVersion) -> None:
         """Load and activate an adapter. The path, the name and the number are its own for ever.
 
@@ -157,7 +162,7 @@ class VllmEngine:
         except ValueError as error:
             raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
         async with aclosing(self._run(prompt, parameters)) as outputs:
-            async for output in outputs:
+            async for held_s, output in outputs:
                 piece = output.outputs[0]
                 yield Delta(
                     piece.text,
@@ -165,6 +170,7 @@ class VllmEngine:
                     _finish_reason(piece.finish_reason),
                     _first_token_s(output.metrics, asked) if prompt.whole else None,
                     output.num_cached_tokens or 0,
+                    _queued_s(output.metrics, held_s),
                 )
 
     async def score(self, prompt: Prompt) -> tuple[float, ...]:
@@ -175,7 +181,7 @@ class VllmEngine:
             max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
         )
         async with aclosing(self._run(prompt, parameters)) as outputs:
-            async for output in outputs:
+            async for _, output in outputs:
                 rows = cast("list[dict[int, Any] | None]", output.prompt_logprobs)
                 pairs = zip(prompt.token_ids[1:], rows[1:], strict=True)
                 return tuple(float(row[token].logprob) for token, row in pairs if row is not None)
@@ -199,19 +205,21 @@ class VllmEngine:
         gc.unfreeze()  # a server leaves what it made at start out of collections
         gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
 
-    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
-        """Run one request, with vLLM's errors told as HLO's."""
+    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[tuple[float, Any], None]:
+        """Run one request, with vLLM's errors told as HLO's: for how many seconds it was held, and vLLM's outputs."""
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         number = f"hlo-{next(self._requests)}"
+        asked = time.monotonic()
         try:
             async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
+                held_s = time.monotonic() - asked
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
                 stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
                 async with aclosing(stream) as outputs:
                     async for output in outputs:
-                        yield output
+                        yield held_s, output
         except VLLMValidationError as error:
             # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
             raise InvalidRequest(
@@ -259,6 +267,13 @@ def _first_token_s(metrics: Any, asked: float) -> float | None:
     if metrics is None or not metrics.first_token_latency:
         return None
     return max(float(metrics.arrival_time - asked + metrics.first_token_latency), 0.0)
+
+
+def _queued_s(metrics: Any, held_s: float) -> float | None:
+    """The time for which a request waited, held back by HLO and in vLLM's queue, where vLLM counted it."""
+    if metrics is None or not metrics.scheduled_ts:
+        return None
+    return held_s + max(float(metrics.scheduled_ts - metrics.queued_ts), 0.0)
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:
