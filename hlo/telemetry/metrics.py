@@ -6,7 +6,8 @@ Which there are, and what their labels can be, stands in `hlo.telemetry.families
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -39,6 +40,8 @@ class Metrics:
         self._hook_errors = made["hlo_hook_errors"]
         self._reloads = made["hlo_reloads"]
         self._responses = made["hlo_http_responses"]
+        for outcome in ("done", "failed"):  # from the start, so that the first failure is an increase
+            self._reloads.labels(outcome)
         self._specialties: dict[str, _OfSpecialty] = {}
         self._standing = StandingMetrics()
         self._registry.register(self._standing)
@@ -155,24 +158,50 @@ def _weight(parameters: Iterable[str]) -> float:
 
 
 class _OfSpecialty:
-    """The series of one specialty, looked up once."""
+    """The series of one specialty, each looked up once, when it is first needed: what never happens has no series."""
 
-    def __init__(self, made: dict[str, Any], specialty: str) -> None:
-        self.routing = made["hlo_routing_seconds"].labels(specialty)
-        self.queue = made["hlo_queue_seconds"].labels(specialty)
-        self.first = made["hlo_first_token_seconds"].labels(specialty)
-        self.token = made["hlo_token_seconds"].labels(specialty)
-        self.total = made["hlo_answer_seconds"].labels(specialty)
-        self.confidence = made["hlo_confidence"].labels(specialty)
-        self._in = made["hlo_tokens"].labels(specialty, "in")
-        self._out = made["hlo_tokens"].labels(specialty, "out")
-        self._cached = made["hlo_cached_tokens"].labels(specialty)
+    def __init__(self, made: Mapping[str, Any], specialty: str) -> None:
+        self._made = made
+        self._specialty = specialty
+
+    @cached_property
+    def routing(self) -> Histogram:
+        return self._series("hlo_routing_seconds")
+
+    @cached_property
+    def confidence(self) -> Histogram:
+        return self._series("hlo_confidence")
+
+    @cached_property
+    def queue(self) -> Histogram:
+        return self._series("hlo_queue_seconds")
+
+    @cached_property
+    def first(self) -> Histogram:
+        return self._series("hlo_first_token_seconds")
+
+    @cached_property
+    def token(self) -> Histogram:
+        return self._series("hlo_token_seconds")
+
+    @cached_property
+    def total(self) -> Histogram:
+        return self._series("hlo_answer_seconds")
+
+    @cached_property
+    def _tokens(self) -> tuple[Counter, Counter, Counter]:
+        tokens, cached = self._made["hlo_tokens"], self._series("hlo_cached_tokens")
+        return tokens.labels(self._specialty, "in"), tokens.labels(self._specialty, "out"), cached
 
     def read(self, usage: Usage, cached: int) -> None:
         """Count tokens."""
-        self._in.inc(usage.prompt_tokens)
-        self._out.inc(usage.completion_tokens)
-        self._cached.inc(cached)
+        given, written, known = self._tokens
+        given.inc(usage.prompt_tokens)
+        written.inc(usage.completion_tokens)
+        known.inc(cached)
+
+    def _series(self, name: str) -> Any:
+        return self._made[name].labels(self._specialty)
 
 
 class _VllmMetrics(Collector):

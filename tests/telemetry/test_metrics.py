@@ -115,8 +115,8 @@ def test_what_was_not_measured_is_not_told(
     found = samples(metrics)
     for family in COUNTED:
         if family.kind == "histogram" and family.name not in ("hlo_routing_seconds", "hlo_confidence"):
-            count = found[f"{family.name}_count", (("specialty", "a"),)]
-            assert count == (0 if family.name in silent else 1), family.name
+            count = found.get((f"{family.name}_count", (("specialty", "a"),)))
+            assert count == (None if family.name in silent else 1), family.name
 
 
 def test_running_questions_are_counted_in_and_out(metrics: Metrics) -> None:
@@ -141,9 +141,9 @@ def test_a_decision_is_told_where_it_went(route: Route, specialty: str, confiden
     found = samples(metrics)
     label = (("specialty", specialty),)
     assert found["hlo_routing_seconds_sum", label] == pytest.approx(0.004)
-    assert found["hlo_confidence_count", label] == confidences
-    assert found["hlo_confidence_bucket", (("le", "0.8"), *label)] == 0
-    assert found["hlo_confidence_bucket", (("le", "0.9"), *label)] == confidences
+    assert found.get(("hlo_confidence_count", label), 0) == confidences
+    assert found.get(("hlo_confidence_bucket", (("le", "0.8"), *label)), 0) == 0
+    assert found.get(("hlo_confidence_bucket", (("le", "0.9"), *label)), 0) == confidences
 
 
 def test_only_first_questions_that_were_routed_count_for_drift(metrics: Metrics) -> None:
