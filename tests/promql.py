@@ -56,7 +56,7 @@ def selected(expression: str) -> dict[str, set[str]]:
     def visit(node: Any) -> None:
         if isinstance(node, promql_parser.VectorSelector):
             matchers = {one.name for one in node.matchers.matchers}
-            found.setdefault(node.name, set()).update(matchers)
+            found.setdefault(node.name or "", set()).update(matchers)
 
     promql_parser.walk(promql_parser.parse(expression), visit)
     return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from msgspec import Struct
 
-from hlo.routing.decision import decide
+from hlo.routing.decision import probabilities
 from hlo.routing.evaluation import BINS, bin_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _MOST_OF_ALL = 20_000  # of all specialties: about a second's work
 
 
 class Expected(Struct, frozen=True):
-    """Routed questions in ten bins of their specialty's probability, from 0 to 1, by specialty, and what they are."""
+    """Questions in ten bins of their best specialty's probability, from 0 to 1, by specialty, and what they are."""
 
     basis: Literal["calibration", "examples"]
     histograms: Mapping[str, tuple[int, ...]]
@@ -40,7 +40,6 @@ def expected(router: Router) -> Expected:
     some = [group.examples[:: max(-(-len(group.examples) // most), 1)] for group in groups]
     if some:
         for comparison in router.bank.compare(np.concatenate(some), leave_out=True):
-            route = decide(comparison, router.scale, router.thresholds)
-            if route.status == "routed" and route.specialty is not None:
-                counts[route.specialty][bin_of(route.scores[0].probability)] += 1
+            best = probabilities(comparison, router.scale)[0][0]
+            counts[best.specialty][bin_of(best.probability)] += 1
     return Expected("examples", {name: tuple(row) for name, row in counts.items()})

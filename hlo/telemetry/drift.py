@@ -1,10 +1,10 @@
 """Whether questions still look like those that were expected: the confidences of the latest, by specialty.
 
-Of a question that the router routed, the probability of its specialty is put into one of ten bins; what is kept are
-the bins of the latest questions, and no word of any. The drift is the Kolmogorov-Smirnov distance between them and the
-expected ones: the largest difference between the two shares of questions up to any bound (Massey, "The
-Kolmogorov-Smirnov test for goodness of fit", JASA 1951). Unlike the population stability index it needs no invented
-counts for empty bins, and it is never above 1.
+Of each question that the router decides, be it routed in the end or not, the probability of its best specialty is put
+into one of ten bins; what is kept are the bins of the latest questions, and no word of any. The drift is the
+Kolmogorov-Smirnov distance between them and the expected ones: the largest difference between the two shares of
+questions up to any bound (Massey, "The Kolmogorov-Smirnov test for goodness of fit", JASA 1951). Unlike the population
+stability index it needs no invented counts for empty bins, and it is never above 1.
 
 Beside it stands the distance that chance alone exceeds once in a thousand: sqrt(ln(2/0.001)/2 * (n+m)/(n m)) for n
 latest and m expected questions (Smirnov 1948). In bins the true probability is smaller still (Noether, "Note on the
@@ -24,8 +24,8 @@ BINS = 10
 LATEST = 1000
 """How many questions of a specialty are compared at most."""
 
-ENOUGH = 30
-"""How many are compared at least, on either side: the formula for chance is one for large numbers."""
+ENOUGH = 10
+"""How many are compared at least, on either side. For few, the formula for chance is on the careful side."""
 
 _ONE_IN_A_THOUSAND = math.sqrt(math.log(2 / 0.001) / 2)
 
@@ -58,7 +58,7 @@ class Drifts:
         self._basis, self._expected = basis, new
 
     def saw(self, specialty: str, probability: float) -> None:
-        """Take in a question that was routed to a specialty with this probability."""
+        """Take in a question whose best specialty has this probability."""
         if (latest := self._latest.get(specialty)) is not None:
             latest.add(min(int(probability * BINS), BINS - 1))
 

@@ -61,10 +61,10 @@ class Metrics:
         exemplar = _exemplar(trace)
         own.routing.observe(seconds, exemplar)
         if route.scores:
-            confidence = route.scores[0].probability
-            own.confidence.observe(confidence, exemplar)
-            if route.status == "routed" and route.specialty is not None and not later:
-                self.drifts.saw(route.specialty, confidence)
+            best = route.scores[0]
+            own.confidence.observe(best.probability, exemplar)
+            if not later:
+                self.drifts.saw(best.specialty, best.probability)
 
     def answered(
         self, answer: Answer, specialty: str, cached: int = 0, queued_s: float | None = None, trace: str | None = None
@@ -165,27 +165,27 @@ class _OfSpecialty:
         self._specialty = specialty
 
     @cached_property
-    def routing(self) -> Histogram:
+    def routing(self) -> Any:
         return self._series("hlo_routing_seconds")
 
     @cached_property
-    def confidence(self) -> Histogram:
+    def confidence(self) -> Any:
         return self._series("hlo_confidence")
 
     @cached_property
-    def queue(self) -> Histogram:
+    def queue(self) -> Any:
         return self._series("hlo_queue_seconds")
 
     @cached_property
-    def first(self) -> Histogram:
+    def first(self) -> Any:
         return self._series("hlo_first_token_seconds")
 
     @cached_property
-    def token(self) -> Histogram:
+    def token(self) -> Any:
         return self._series("hlo_token_seconds")
 
     @cached_property
-    def total(self) -> Histogram:
+    def total(self) -> Any:
         return self._series("hlo_answer_seconds")
 
     @cached_property

@@ -66,13 +66,13 @@ def collector() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory, collector: str) -> Iterator[Observed]:
     """A traced server with two places for eleven adapters, and some of all that can happen to it."""
-    settings = {
-        "HLO_ADAPTER_SLOTS": "2",
-        "HLO_ADAPTER_TURN_S": "0.05",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-    }
-    with running(tmp_path_factory.mktemp("observed"), **settings) as server:
+    with running(
+        tmp_path_factory.mktemp("observed"),
+        HLO_ADAPTER_SLOTS="2",
+        HLO_ADAPTER_TURN_S="0.05",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector,
+        OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+    ) as server:
         yield Observed(server, frozenset(ask(server, 2)))
 
 

@@ -50,8 +50,8 @@ def test_else_the_examples_count() -> None:
 
 
 def test_an_example_is_no_evidence_for_itself() -> None:
-    """A specialty's only example goes nowhere: nothing else of that specialty is like it."""
-    assert expected(router(2, 1)).histograms == {"s0": (0,) * 10, "s1": (0,) * 10}
+    """A specialty's only example is taken for another's, and with no confidence: nothing else is like it."""
+    assert expected(router(2, 1)).histograms == {"s0": (1, *(0,) * 9), "s1": (1, *(0,) * 9)}
 
 
 def test_many_examples_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ Client = TestClient[Litestar]
 OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"}
 HEART, BOTH = "My heart and my chest hurt", "valve numb"
 SPECIALTIES = {"cardiology", "neurology", "oncology"}
-OUTCOMES = {"stop", "length", "abort", "refused", "error"}
+OUTCOMES = {"stop", "length", "abort", "refused", "error", "done", "failed"}
 ROUTES = {"/ask", "/route", "/generate", "/switch-adapter", "/specialties", "/healthz", "/readyz", "/metrics"}
 PATHS = ROUTES | {"/admin/specialties/reload", "/schema/{path}", "unknown"}
 # What a label of HLO's own can be, with three specialties, one refusal and an engine of fakes.

@@ -11,7 +11,7 @@ from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from hlo.contracts import EngineActivity, EngineInfo
-from hlo.records import Answer, Refusal, Route, Score, Timings, Usage
+from hlo.records import Answer, Refusal, Route, RouteStatus, Score, Timings, Usage
 from hlo.telemetry.drift import Drift
 from hlo.telemetry.families import COUNTED, STANDING
 from hlo.telemetry.metrics import Metrics, media_type
@@ -146,13 +146,14 @@ def test_a_decision_is_told_where_it_went(route: Route, specialty: str, confiden
     assert found.get(("hlo_confidence_bucket", (("le", "0.9"), *label)), 0) == confidences
 
 
-def test_only_first_questions_that_were_routed_count_for_drift(metrics: Metrics) -> None:
-    """Drift is reckoned from what calibrations look at: routed questions, each by itself."""
+@pytest.mark.parametrize("status", ["routed", "ambiguous", "out_of_scope"])
+def test_questions_count_for_drift_by_themselves(status: RouteStatus, metrics: Metrics) -> None:
+    """Drift is reckoned as calibrations do it: of single questions, the best specialty, whatever became of it."""
     metrics.drifts.expect("examples", {"a": (10,) * 10})
-    metrics.routed(Route("ambiguous", "a", ROUTE.scores), 0.1)
-    metrics.routed(ROUTE, 0.1, later=True)
+    route = Route(status, None if status == "out_of_scope" else "a", ROUTE.scores)
+    metrics.routed(route, 0.1, later=True)
     assert dict(metrics.drifts.questions()) == {"a": 0}
-    metrics.routed(ROUTE, 0.1)
+    metrics.routed(route, 0.1)
     assert dict(metrics.drifts.questions()) == {"a": 1}
 
 
