@@ -65,8 +65,8 @@ def draw(source: Source, file: str) -> None:
     rows: list[tuple[str, Sequence[Panel]]] = []
     stats = [panel for row in ROWS for panel in row.panels if panel.kind == "stat"]
     for row in ROWS:
-        panels = [panel for panel in row.panels if panel.kind == "timeseries"]
-        rows += [(row.title, panels[start : start + WIDE]) for start in range(0, len(panels), WIDE)]
+        drawn = [panel for panel in row.panels if panel.kind == "timeseries"]
+        rows += [(row.title, drawn[start : start + WIDE]) for start in range(0, len(drawn), WIDE)]
     figure, axes = pyplot.subplots(len(rows), WIDE, figsize=(18, 3.4 * len(rows)), squeeze=False)
     for line, (_, panels) in zip(axes, rows, strict=True):
         for axis, panel in zip(line, panels, strict=False):

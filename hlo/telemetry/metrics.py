@@ -6,6 +6,8 @@ Which there are, and what their labels can be, stands in `hlo.telemetry.families
 from __future__ import annotations
 
 import re
+import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -22,6 +24,8 @@ from hlo.telemetry.standing import Standing, StandingMetrics
 
 UNKNOWN = "none"  # the specialty or route of a question that failed before it had one
 
+_RENEWAL_S = 1.0
+_BUCKETS = {family.name: family.buckets for family in COUNTED if family.kind == "histogram"}
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _WEIGHT = re.compile(r"[01](\.\d{0,3})?")
 
@@ -33,13 +37,11 @@ class Metrics:
         self._registry = CollectorRegistry()
         made = {family.name: _make(family, self._registry) for family in COUNTED}
         self._made = made
-        self._questions = made["hlo_questions"]
+        self._children: dict[tuple[str, ...], Any] = {}
         self._running = made["hlo_questions_running"]
-        self._completions = made["hlo_completions"]
         self._loads = made["hlo_adapter_loads"]
         self._hook_errors = made["hlo_hook_errors"]
         self._reloads = made["hlo_reloads"]
-        self._responses = made["hlo_http_responses"]
         for outcome in ("done", "failed"):  # from the start, so that the first failure is an increase
             self._reloads.labels(outcome)
         self._specialties: dict[str, _OfSpecialty] = {}
@@ -58,11 +60,10 @@ class Metrics:
         `later`: the question is a later turn of a conversation, of which other confidences are to be expected.
         """
         own = self._of(route.specialty or UNKNOWN)
-        exemplar = _exemplar(trace)
-        own.routing.observe(seconds, exemplar)
+        own.routing.observe(seconds, trace)
         if route.scores:
             best = route.scores[0]
-            own.confidence.observe(best.probability, exemplar)
+            own.confidence.observe(best.probability, trace)
             if not later:
                 self.drifts.saw(best.specialty, best.probability)
 
@@ -74,27 +75,26 @@ class Metrics:
         `cached` are the prompt's tokens that were found in the engine's prefix cache, `queued_s` is how long it waited.
         """
         own = self._of(specialty)
-        exemplar = _exemplar(trace)
         first_ms, total_ms = answer.timings.first_token_ms, answer.timings.total_ms
         tokens = answer.usage.completion_tokens
         if queued_s is not None:
-            own.queue.observe(queued_s, exemplar)
+            own.queue.observe(queued_s, trace)
         if first_ms is not None:
-            own.first.observe(first_ms / 1000, exemplar)
+            own.first.observe(first_ms / 1000, trace)
             if tokens > 1:
-                own.token.observe((total_ms - first_ms) / 1000 / (tokens - 1), exemplar)
-        own.total.observe(total_ms / 1000, exemplar)
+                own.token.observe((total_ms - first_ms) / 1000 / (tokens - 1), trace)
+        own.total.observe(total_ms / 1000, trace)
         own.read(answer.usage, cached)
 
     def finished(self, specialty: str, route: str, outcome: str) -> None:
         """Count a question out. `outcome`: `stop` or `length` for a whole answer, `abort`, `refused` or `error`."""
         self._running.dec()
-        self._questions.labels(specialty, route, outcome).inc()
+        self._child("hlo_questions", specialty, route, outcome).inc()
 
     def completed(self, specialty: str, outcome: str, usage: Usage | None = None, cached: int = 0) -> None:
         """Count a raw prompt out; `usage` where it was continued to the end. `outcome`: see `finished`."""
         self._running.dec()
-        self._completions.labels(specialty, outcome).inc()
+        self._child("hlo_completions", specialty, outcome).inc()
         if usage is not None:
             self._of(specialty).read(usage, cached)
 
@@ -112,7 +112,7 @@ class Metrics:
 
     def responded(self, path: str, status: int) -> None:
         """Count an HTTP response; `path` is the route's own, never the client's."""
-        self._responses.labels(path, str(status)).inc()
+        self._child("hlo_http_responses", path, str(status)).inc()
 
     def render(self, standing: Standing | None = None, accept: str = "") -> bytes:
         """All metrics: in OpenMetrics, with exemplars, for who accepts that (an HTTP header), else as Prometheus' text.
@@ -126,6 +126,13 @@ class Metrics:
             made: bytes = exposition.generate_latest(self._registry, escaping=exposition.ALLOWUTF8)  # type: ignore[no-untyped-call]
             return made
         return generate_latest(self._registry)
+
+    def _child(self, name: str, *labels: str) -> Any:
+        """A series, looked up once."""
+        found = self._children.get((name, *labels))
+        if found is None:
+            found = self._children[name, *labels] = self._made[name].labels(*labels)
+        return found
 
     def _of(self, specialty: str) -> _OfSpecialty:
         found = self._specialties.get(specialty)
@@ -165,28 +172,28 @@ class _OfSpecialty:
         self._specialty = specialty
 
     @cached_property
-    def routing(self) -> Any:
-        return self._series("hlo_routing_seconds")
+    def routing(self) -> _Measured:
+        return self._measured("hlo_routing_seconds")
 
     @cached_property
-    def confidence(self) -> Any:
-        return self._series("hlo_confidence")
+    def confidence(self) -> _Measured:
+        return self._measured("hlo_confidence")
 
     @cached_property
-    def queue(self) -> Any:
-        return self._series("hlo_queue_seconds")
+    def queue(self) -> _Measured:
+        return self._measured("hlo_queue_seconds")
 
     @cached_property
-    def first(self) -> Any:
-        return self._series("hlo_first_token_seconds")
+    def first(self) -> _Measured:
+        return self._measured("hlo_first_token_seconds")
 
     @cached_property
-    def token(self) -> Any:
-        return self._series("hlo_token_seconds")
+    def token(self) -> _Measured:
+        return self._measured("hlo_token_seconds")
 
     @cached_property
-    def total(self) -> Any:
-        return self._series("hlo_answer_seconds")
+    def total(self) -> _Measured:
+        return self._measured("hlo_answer_seconds")
 
     @cached_property
     def _tokens(self) -> tuple[Counter, Counter, Counter]:
@@ -202,6 +209,30 @@ class _OfSpecialty:
 
     def _series(self, name: str) -> Any:
         return self._made[name].labels(self._specialty)
+
+    def _measured(self, name: str) -> _Measured:
+        return _Measured(self._series(name), _BUCKETS[name])
+
+
+class _Measured:
+    """A histogram's series. A bucket's exemplar is renewed once a second at most: more often costs, and no one sees it.
+
+    To put a trace into a bucket takes four times as long as to count.
+    """
+
+    def __init__(self, series: Histogram, buckets: tuple[float, ...]) -> None:
+        self._series = series
+        self._buckets = buckets
+        self._due = [0.0] * (len(buckets) + 1)
+
+    def observe(self, value: float, trace: str | None) -> None:
+        if trace is not None:
+            place, now = bisect_left(self._buckets, value), time.monotonic()
+            if now >= self._due[place]:
+                self._due[place] = now + _RENEWAL_S
+                self._series.observe(value, {"trace_id": trace})
+                return
+        self._series.observe(value)
 
 
 class _VllmMetrics(Collector):
@@ -219,7 +250,3 @@ def _make(family: Family, registry: CollectorRegistry) -> Any:
         return Histogram(family.name, family.text, family.labels, buckets=family.buckets, registry=registry)
     kind = Counter if family.kind == "counter" else Gauge
     return kind(family.name, family.text, family.labels, registry=registry)
-
-
-def _exemplar(trace: str | None) -> dict[str, str] | None:
-    return {"trace_id": trace} if trace else None

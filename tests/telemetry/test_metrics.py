@@ -239,6 +239,23 @@ def test_exemplars_name_the_trace(metrics: Metrics) -> None:
     assert named == {family.name for family in COUNTED if family.exemplars}
 
 
+def test_a_buckets_exemplar_is_renewed_once_a_second(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a second a bucket keeps its exemplar, but every bucket has one: a rare slow answer is always found."""
+    now = 100.0
+    monkeypatch.setattr("hlo.telemetry.metrics.time.monotonic", lambda: now)
+
+    def named() -> dict[str, str]:
+        samples = [one for family in openmetrics(metrics) for one in family.samples]
+        return {one.labels["le"]: one.exemplar.labels["trace_id"] for one in samples if one.exemplar}
+
+    for seconds, trace in ((0.004, "1"), (0.004, "2"), (0.9, "3"), (9.0, "4")):
+        metrics.routed(Route("out_of_scope", None), seconds, trace)
+    assert named() == {"0.005": "1", "1.0": "3", "+Inf": "4"}
+    now = 101.0
+    metrics.routed(Route("out_of_scope", None), 0.004, "5")
+    assert named() == {"0.005": "5", "1.0": "3", "+Inf": "4"}
+
+
 def test_without_a_trace_there_is_no_exemplar(metrics: Metrics) -> None:
     """An id that no tracing back end knows is no exemplar."""
     exercise(metrics)
