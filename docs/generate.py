@@ -16,7 +16,7 @@ from msgspec import NODEFAULT, Struct
 
 import hlo
 from hlo import contracts, errors, hookspecs, records, testing
-from hlo.contracts import Encoder, Engine, EngineInfo, EngineOptions
+from hlo.contracts import Encoder, Engine, EngineActivity, EngineInfo, EngineOptions
 from hlo.records import Finding
 from hlo.testing import catchment, conformance
 
@@ -106,7 +106,8 @@ def _sections() -> Iterator[Section]:
     yield Section("What a plugin declares", declared, "All from `hlo`.")
     aliases = [f"{name} = {_source(getattr(records, name))}" for name in ("RouteStatus", "FinishReason")]
     yield Section("Questions and answers", tuple(_records(_ASKED)), f"All from `hlo`.\n\n{_code(aliases)}")
-    engine = (_class(Encoder), _class(Engine), _record(EngineOptions), _record(EngineInfo), _start_engine())
+    told = (_record(EngineOptions), _record(EngineInfo), _record(EngineActivity))
+    engine = (_class(Encoder), _class(Engine), *told, _start_engine())
     yield Section(
         "Encoders and engines",
         (*engine, *_records(_GENERATED)),

@@ -113,14 +113,14 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
             found = catalog.keep(found, unroutable)
             report("loading the adapters and checking that each changes the output")
             order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
-            errors = {name: await load(found.entries[name], engine, tokenizer, spans) for name in order}
+            errors = {name: await load(found.entries[name], engine, tokenizer, metrics, spans) for name in order}
             found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
         except BaseException:
             await engine.close()
             raise
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
-    announce(found, metrics)
+    edition.announce(metrics)
     pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit)
     return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit)
 
@@ -156,13 +156,6 @@ def declarations(settings: Settings) -> tuple[tuple[Specialty, ...], Hooks]:
             else:
                 found.setdefault(specialty.name, specialty)
     return tuple(found.values()), discovery.hooks
-
-
-def announce(found: Catalog, metrics: Metrics) -> None:
-    """Log what was refused, and count what is served."""
-    for refusal in found.refusals:
-        logger.warning("refused %s: %s %s", refusal.specialty or refusal.plugin, refusal.reason, refusal.remedy)
-    metrics.catalog(served=len(found.entries), refused=len(found.refusals))
 
 
 def find_model(settings: Settings) -> BaseModel:
@@ -283,7 +276,7 @@ def make_router(settings: Settings, encoder: BatchingEncoder, groups: Sequence[G
     made = calibration.load(settings.calibration)
     reason = calibration.check(made, encoder.encoder.fingerprint, router.digests, router.background_digest)
     if reason is None:
-        router.scale, router.thresholds = made.scale, made.thresholds
+        router.scale, router.thresholds, router.calibrated = made.scale, made.thresholds, made.histograms
         router.basis = Basis("calibration", made.made, made.tolerated_error, made.confidence)
         return router
     remedy = "Make another with `hlo route calibrate`, or unset HLO_CALIBRATION."
@@ -431,16 +424,20 @@ async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within
     return await check_effect(engine, msgspec.structs.replace(prompt, trace=traces.outgoing(within)))
 
 
-async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer, spans: Spans = UNTRACED) -> HLOError | None:
+async def load(
+    entry: Entry, engine: Engine, tokenizer: Tokenizer, metrics: Metrics, spans: Spans = UNTRACED
+) -> HLOError | None:
     """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
     with spans("load adapter", of_adapter(entry.adapter, entry.version)) as span:
         try:
             span.set_attribute("hlo.adapter.effect", await show_effect(entry, engine, tokenizer, span))
         except HLOError as error:
             traces.mark(span, error)
+            metrics.loaded(entry.specialty.name, done=False)
             await engine.check_health()
             await engine.unload(entry.adapter)
             return error
+    metrics.loaded(entry.specialty.name, done=True)
     return None
 
 

@@ -83,7 +83,7 @@ def build(
                 adapter = check(specialty)
             except HLOError as error:
                 name = specialty.name if isinstance(specialty.name, str) else None
-                refused.append(Refusal(offer.plugin, name, error.message, error.remedy))
+                refused.append(refusal(offer.plugin, name, error))
             else:
                 entries[specialty.name] = Entry(
                     specialty, adapter, offer.plugin, offer.distribution, offer.version, offer.origin
@@ -91,9 +91,14 @@ def build(
     return Catalog(entries, tuple(refused), tuple(off))
 
 
+def refusal(plugin: str, specialty: str | None, error: HLOError) -> Refusal:
+    """A refusal of what an error was found with."""
+    return Refusal(plugin, specialty, error.message, error.remedy, type(error).__name__)
+
+
 def keep(catalog: Catalog, errors: Mapping[str, HLOError]) -> Catalog:
     """The catalog without the specialties for which an error was found later, each now a refusal."""
-    found = [Refusal(catalog.entries[name].plugin, name, error.message, error.remedy) for name, error in errors.items()]
+    found = [refusal(catalog.entries[name].plugin, name, error) for name, error in errors.items()]
     kept = {name: entry for name, entry in catalog.entries.items() if name not in errors}
     return Catalog(kept, catalog.refusals + tuple(found), catalog.off)
 

@@ -104,8 +104,23 @@ class EngineInfo(Struct, frozen=True):
     reason: str = ""
 
 
+class EngineActivity(Struct, frozen=True):
+    """What an engine tells of how its adapters share it: `held` requests wait for their adapter's turn.
+
+    `turns` and `evictions` count, by the adapters' names in the engine, how often one was given a place and gave it up
+    to another.
+    """
+
+    held: int = 0
+    turns: Mapping[str, int] = {}
+    evictions: Mapping[str, int] = {}
+
+
 class Engine(Protocol):
-    """Generates text from prompts, with any of the loaded adapters, for many requests at once."""
+    """Generates text from prompts, with any of the loaded adapters, for many requests at once.
+
+    One that counts what it does may have a property `activity` besides, an `EngineActivity`, for metrics.
+    """
 
     @property
     def info(self) -> EngineInfo:

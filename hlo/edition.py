@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hlo.catalog import Catalog
 from hlo.plugins.calls import HookCalls
+from hlo.routing.expected import expected
 from hlo.routing.router import Router
+from hlo.telemetry.metrics import Metrics
+
+logger = logging.getLogger("hlo")
 
 
 class Edition:
@@ -21,9 +26,16 @@ class Edition:
         self.catalog = catalog
         self.router = router
         self.hooks = hooks
+        self.expected = expected(router)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
+
+    def announce(self, metrics: Metrics) -> None:
+        """Log what was refused, and say which confidences are expected of what is served."""
+        for refusal in self.catalog.refusals:
+            logger.warning("refused %s: %s %s", refusal.specialty or refusal.plugin, refusal.reason, refusal.remedy)
+        metrics.drifts.expect(self.expected.basis, self.expected.histograms)
 
     @contextmanager
     def use(self) -> Iterator[Edition]:

@@ -11,8 +11,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Literal
 
@@ -124,12 +124,12 @@ class Pipeline:
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
                     yield Delta(text, ())
-                asked, cached = time.perf_counter(), 0
+                asked, cached, queue_s = time.perf_counter(), 0, None
                 source = _which(route, edition) if asks_back else self._generate(prompt, sampling, span, entry)
                 async with aclosing(source) as deltas:
                     async for delta in deltas:
                         if first is None:
-                            said, cached = delta.first_token_s, delta.cached_tokens
+                            said, cached, queue_s = delta.first_token_s, delta.cached_tokens, delta.queue_s
                             first = time.perf_counter() if said is None else asked + said
                         text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
                         account.usage = Usage(len(prompt.token_ids), tokens)
@@ -155,7 +155,7 @@ class Pipeline:
                 edition.hooks.observe(question, answer)
             outcome = answer.finish_reason
             self.uses.update([answer.specialty] if answer.specialty else ())
-            self._metrics.answered(answer, label, cached)
+            self._metrics.answered(answer, label, cached, queue_s, _recorded(span))
             yield answer
         except (GeneratorExit, asyncio.CancelledError):
             outcome = "abort" if outcome == "error" else outcome
@@ -179,7 +179,9 @@ class Pipeline:
                     clock = time.perf_counter()
                     watch = spans.Work() if span.is_recording() else None
                     routes = await edition.router.route_many(questions, watch)
-                    self._metrics.routed(time.perf_counter() - clock)
+                    took, trace = time.perf_counter() - clock, _recorded(span)
+                    for one in routes:
+                        self._metrics.routed(one, took, trace)
                     if watch is not None:
                         watch.tell(self._tracing, span)
                 screened = await screening
@@ -194,40 +196,36 @@ class Pipeline:
 
         `caller` and `whole`: as for `ask`. Raises any `HLOError`.
         """
-        with (
-            self._recorded(text) as account,
-            self.edition.use() as edition,
-            self._tracing.whole("complete", caller) as span,
-        ):
-            account.trace_id = tracing.trace_id(span)
-            if not text:
-                raise InvalidRequest("The prompt is empty.", field="$.prompt", remedy="Send at least one character.")
-            with self._tracing.span("prompt", span):
-                prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
-                sampling = prompting.fit(
-                    prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
-                )
-            account.adapter, tokens, reason = prompt.adapter, 0, None
-            wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
-            entry = edition.catalog.entries.get(adapter)
-            generating = self._generate(wanted, sampling, span, entry, "text_completion")
-            async with aclosing(generating) as deltas:
-                async for delta in deltas:
-                    tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
-                    account.usage = Usage(len(prompt.token_ids), tokens)
-                    yield delta
-            account.write(reason or "abort")
-            yield Completion(prompt.adapter, account.usage)
-
-    @contextmanager
-    def _recorded(self, text: str) -> Iterator[Account]:
-        """A record for the audit log and a line in the log, which are written whatever happens."""
-        clock, account, outcome = time.perf_counter(), Account(self._audit, text, self.engine.info.model), "error"
+        clock, account = time.perf_counter(), Account(self._audit, text, self.engine.info.model)
+        label, usage, cached, outcome = UNKNOWN, None, 0, "error"
+        self._metrics.started()
         try:
-            yield account
-            outcome = "done"
+            with self.edition.use() as edition, self._tracing.whole("complete", caller) as span:
+                account.trace_id = tracing.trace_id(span)
+                if not text:
+                    raise InvalidRequest(
+                        "The prompt is empty.", field="$.prompt", remedy="Send at least one character."
+                    )
+                with self._tracing.span("prompt", span):
+                    prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
+                    sampling = prompting.fit(
+                        prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
+                    )
+                account.adapter, label, tokens, reason = prompt.adapter, adapter, 0, None
+                wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
+                entry = edition.catalog.entries.get(adapter)
+                generating = self._generate(wanted, sampling, span, entry, "text_completion")
+                async with aclosing(generating) as deltas:
+                    async for delta in deltas:
+                        tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
+                        cached = cached or delta.cached_tokens
+                        account.usage = Usage(len(prompt.token_ids), tokens)
+                        yield delta
+                account.write(reason or "abort")
+                usage, outcome = account.usage, reason or "abort"
+            yield Completion(prompt.adapter, usage)
         except (GeneratorExit, asyncio.CancelledError):
-            outcome = "abort"
+            outcome = "abort" if outcome == "error" else outcome
             raise
         except InvalidRequest:
             outcome = "refused"
@@ -235,6 +233,7 @@ class Pipeline:
         finally:
             account.end(outcome)
             _log("generate", account, outcome, clock)
+            self._metrics.completed(label, outcome, usage, cached)
 
     def _generate(
         self, prompt: Prompt, sampling: Sampling, within: Span, entry: Entry | None, operation: str = "chat"
@@ -297,7 +296,8 @@ class Pipeline:
             clock = time.perf_counter()
             watch = spans.Work() if span.is_recording() else None
             route = await edition.router.route(question.text, [turn.question for turn in question.turns], watch)
-            self._metrics.routed(time.perf_counter() - clock)
+            took = time.perf_counter() - clock
+            self._metrics.routed(route, took, _recorded(span), later=bool(question.turns))
             if watch is not None:
                 span.set_attributes(spans.of_route(route, edition.router.encoder))
                 watch.tell(self._tracing, span)
@@ -354,6 +354,11 @@ async def _screen_each(questions: Sequence[str], edition: Edition) -> list[Scree
     """What the plugins say of each question, one after the other: their time is reckoned for each by itself."""
     names = tuple(edition.catalog.entries)
     return [await edition.hooks.screen(Question(question), names) for question in questions]
+
+
+def _recorded(span: Span) -> str | None:
+    """The id of a trace that is being recorded, for exemplars; None where nobody would find it."""
+    return tracing.trace_id(span) if span.is_recording() else None
 
 
 def _pinned(screened: Screenings) -> Route | None:

@@ -144,12 +144,16 @@ class Offer(Struct, frozen=True):
 
 
 class Refusal(Struct, frozen=True):
-    """A plugin, or one of its specialties, that is not served, with the reason and what to do about it."""
+    """A plugin, or one of its specialties, that is not served, with the reason and what to do about it.
+
+    `kind` is the class of the error behind it, such as `AdapterError`.
+    """
 
     plugin: str
     specialty: str | None
     reason: str
     remedy: str
+    kind: str = "PluginError"
 
 
 class Score(Struct, frozen=True):

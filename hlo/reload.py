@@ -97,11 +97,11 @@ class Reloader:
             room = max(runtime.pipeline.engine.info.max_adapters - len(_versions(runtime.pipeline.catalog)), 0)
             for name in pending[:room]:
                 entry = found.entries[name]
-                error = await assemble.load(entry, runtime.pipeline.engine, runtime.tokenizer, spans)
+                error = await assemble.load(entry, runtime.pipeline.engine, runtime.tokenizer, runtime.metrics, spans)
                 if error is None:
                     served[name] = entry
                 else:
-                    refusals.append(Refusal(entry.plugin, name, error.message, error.remedy))
+                    refusals.append(catalog.refusal(entry.plugin, name, error))
             pending = pending[room:]
             before = runtime.pipeline.edition
             now = Catalog(dict(sorted(served.items())), tuple(refusals), found.off)
@@ -121,7 +121,7 @@ class Reloader:
                 refusals += [_no_room(found.entries[name]) for name in pending]
                 pending = []
         self._leaving = asyncio.create_task(self._leave(before))
-        assemble.announce(runtime.pipeline.catalog, runtime.metrics)
+        runtime.pipeline.edition.announce(runtime.metrics)
         return _difference(old.catalog, runtime.pipeline.catalog, refusals)
 
     def _is_new(self, entry: Entry) -> bool:
@@ -181,7 +181,7 @@ def _no_room(entry: Entry) -> Refusal:
         f"The engine has no room left for the adapter of `{entry.specialty.name}`.",
         remedy="Restart HLO, with a larger HLO_SPARE_ADAPTERS for the next time.",
     )
-    return Refusal(entry.plugin, entry.specialty.name, error.message, error.remedy)
+    return catalog.refusal(entry.plugin, entry.specialty.name, error)
 
 
 def _difference(old: Catalog, now: Catalog, refusals: Iterable[Refusal]) -> Reloaded:

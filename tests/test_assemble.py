@@ -227,19 +227,23 @@ async def test_adapters_are_loaded_and_must_have_an_effect() -> None:
         one.specialty.name: one for one in (entry("a", "1" * 64), entry("bad", "2" * 64), entry("idle", "0" * 64))
     }
     engine = Picky()
-    errors = {name: await assemble.load(one, engine, CharacterTokenizer()) for name, one in entries.items()}
+    metrics = Metrics()
+    errors = {name: await assemble.load(one, engine, CharacterTokenizer(), metrics) for name, one in entries.items()}
     assert set(engine.loaded) == {entries["a"].adapter.engine_name}
     assert {name: error and error.message.split(":")[0] for name, error in errors.items()} == {
         "a": None,
         "bad": "It does not fit.",
         "idle": "The adapter `idle` changes nothing",
     }
+    told = metrics.render().decode()
+    assert 'hlo_adapter_loads_total{outcome="done",specialty="a"} 1.0' in told
+    assert 'hlo_adapter_loads_total{outcome="failed",specialty="bad"} 1.0' in told
 
 
 async def test_an_adapter_that_kills_the_engine_is_an_error() -> None:
     """When the engine dies of an adapter, starting fails and says so."""
     with pytest.raises(EngineDead):
-        await assemble.load(entry("deadly", "1" * 64), Picky(), CharacterTokenizer())
+        await assemble.load(entry("deadly", "1" * 64), Picky(), CharacterTokenizer(), Metrics())
 
 
 async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None:
@@ -259,7 +263,7 @@ async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None
     engine.scored = []
     given = {"template": "Q: {{ question }}", "examples": {"none": (), "p": ("Why?", "How?")}}
     for one in (entry("a", "1" * 64, **given), entry("b", "1" * 64, title="Brain")):
-        assert await assemble.load(one, engine, CharacterTokenizer()) is None
+        assert await assemble.load(one, engine, CharacterTokenizer(), Metrics()) is None
     assert set(engine.scored) == {"<Q: Why?>", "<Brain>"}
 
 

@@ -131,7 +131,7 @@ def test_build_keeps_what_holds(version: Version) -> None:
         "1.0",
     )
     assert built.refusals[0] == earlier
-    assert built.refusals[1] == Refusal("p1", "oncology", "It is damaged.", "Fetch it again.")
+    assert built.refusals[1] == Refusal("p1", "oncology", "It is damaged.", "Fetch it again.", "AdapterError")
     assert (built.refusals[2].plugin, built.refusals[2].specialty) == ("p2", "Bad")
 
 
@@ -173,7 +173,7 @@ def test_keep_turns_later_errors_into_refusals(version: Version) -> None:
     built = catalog.build(offers, [], lambda one: version(one.name))
     kept = catalog.keep(built, {"a": AdapterError("It changes nothing.", remedy="Train it.")})
     assert list(kept.entries) == ["b"]
-    assert kept.refusals == (Refusal("p1", "a", "It changes nothing.", "Train it."),)
+    assert kept.refusals == (Refusal("p1", "a", "It changes nothing.", "Train it.", "AdapterError"),)
     assert list(built.entries) == ["a", "b"]
 
 

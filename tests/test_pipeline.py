@@ -422,7 +422,9 @@ async def test_route_answers_nothing(parts: Parts) -> None:
     routes = await parts.pipeline.route([HEART, NEITHER])
     assert [route.specialty for route in routes] == ["cardiology", None]
     assert counted(parts) == {}
-    assert "hlo_routing_seconds_count 1.0" in parts.metrics.render().decode()
+    told = parts.metrics.render().decode()
+    for specialty in ("cardiology", "none"):
+        assert f'hlo_routing_seconds_count{{specialty="{specialty}"}} 1.0' in told
 
 
 @pytest.mark.parametrize(

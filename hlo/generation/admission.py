@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from hlo.contracts import EngineActivity
 from hlo.errors import Overloaded
 from hlo.generation.fair import Turns
 
@@ -23,6 +24,11 @@ class Admission:
     def held(self) -> int:
         """How many requests wait for their adapter's turn."""
         return self._turns.held
+
+    @property
+    def activity(self) -> EngineActivity:
+        """What came of it so far."""
+        return EngineActivity(self.held, dict(self._turns.turns), dict(self._turns.evictions))
 
     @asynccontextmanager
     async def turn(self, adapter: str | None) -> AsyncIterator[None]:

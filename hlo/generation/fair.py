@@ -13,7 +13,7 @@ held.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -32,6 +32,8 @@ class Turns(Generic[T]):
         self._residents: dict[str, _Resident] = {}
         # The adapter whose oldest ticket waits longest comes first.
         self._waiting: dict[str, deque[T]] = {}
+        self.turns: Counter[str] = Counter()  # how often each adapter was given a slot, and gave it up to another
+        self.evictions: Counter[str] = Counter()
 
     @property
     def running(self) -> frozenset[str]:
@@ -77,6 +79,7 @@ class Turns(Generic[T]):
             if len(self._residents) >= self._slots:
                 break
             self._residents[name] = _Resident(now)
+            self.turns[name] += 1
         self._reopen()
         for name in [name for name in self._waiting if name in self._residents and not self._residents[name].closed]:
             tickets = self._waiting.pop(name)
@@ -94,6 +97,7 @@ class Turns(Generic[T]):
         ]
         for name in idle[: max(wanted, 0)]:
             del self._residents[name]
+            self.evictions[name] += 1
 
     def _reopen(self) -> None:
         """Where nobody waits for a slot, nobody needs to give one up."""

@@ -22,7 +22,7 @@ from hlo.routing.decision import Scale, Thresholds
 from hlo.routing.evaluation import BINS
 from hlo.routing.intervals import Share
 
-FORMAT = 1
+FORMAT = 2
 """The version of the file's form."""
 
 _AGAIN = "Make another with `hlo route calibrate`."
@@ -61,8 +61,8 @@ class Calibration(Struct, frozen=True, forbid_unknown_fields=True):
 
     With `confidence`, at most `tolerated_error` of the routed questions go to a specialty that is not right; and on
     average at most `tolerated_rejection` of the questions that have a specialty are told out of scope. `specialties`
-    and `background` are SHA-256 of what the vectors were made from. `histograms` count, by specialty, the probabilities
-    of routed questions in ten bins from 0 to 1, so that later questions can be compared with them.
+    and `background` are SHA-256 of what the vectors were made from. `histograms` count, by the best specialty, its
+    probabilities in ten bins from 0 to 1, of questions that are routed and others, to compare later questions with.
     """
 
     format: Annotated[int, Meta(ge=FORMAT, le=FORMAT)]

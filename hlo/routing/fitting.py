@@ -28,7 +28,7 @@ from hlo.errors import CalibrationError
 from hlo.routing import intervals
 from hlo.routing.bank import CONCENTRATION, Comparison
 from hlo.routing.calibration import Counts, Results
-from hlo.routing.decision import Scale, Thresholds, decide, probabilities
+from hlo.routing.decision import Scale, Thresholds, probabilities
 from hlo.routing.evaluation import BINS, bin_of, evaluate
 from hlo.routing.labelled import Labelled
 
@@ -110,7 +110,7 @@ def calibrate(
             kept=done.kept,
             rejected=done.rejected,
         ),
-        histograms=_histograms([one for _, one in setting], scale, thresholds, specialties),
+        histograms=_histograms([one for _, one in setting], scale, specialties),
     )
 
 
@@ -235,11 +235,10 @@ def _told(rows: Sequence[tuple[Labelled, Comparison]], scale: Scale) -> Told:
 
 
 def _histograms(
-    comparisons: Sequence[Comparison], scale: Scale, thresholds: Thresholds, specialties: Sequence[str]
+    comparisons: Sequence[Comparison], scale: Scale, specialties: Sequence[str]
 ) -> Mapping[str, tuple[int, ...]]:
     counts = {name: [0] * BINS for name in specialties}
     for one in comparisons:
-        route = decide(one, scale, thresholds)
-        if route.status == "routed" and route.specialty is not None:
-            counts[route.specialty][bin_of(route.scores[0].probability)] += 1
+        best = probabilities(one, scale)[0][0]
+        counts[best.specialty][bin_of(best.probability)] += 1
     return {name: tuple(row) for name, row in counts.items()}

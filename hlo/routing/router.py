@@ -51,6 +51,7 @@ class Router:
         self.scale = scale
         self.thresholds = thresholds
         self.basis = Basis()
+        self.calibrated: Mapping[str, tuple[int, ...]] | None = None  # a calibration's histograms, where one holds
 
     async def route(self, question: str, earlier: Sequence[str] = (), watch: Watch | None = None) -> Route:
         """Route one question, the `earlier` ones of its conversation before it, oldest first. Raises `EncoderError`.

@@ -20,6 +20,7 @@ from hlo.errors import AdminRefused, EngineError, HLOError, InvalidRequest
 from hlo.records import Answer, Completion, Delta, FinishReason, Question, Route
 from hlo.reload import Reloaded
 from hlo.service.problems import problem, unforeseen
+from hlo.service.standing import standing
 from hlo.service.state import Service
 from hlo.service.traced import span_of
 from hlo.service.wire import (
@@ -140,9 +141,12 @@ async def readyz(service: NamedDependency[Service]) -> Response[ReadyView]:
 
 
 @get("/metrics", summary="Metrics for Prometheus.", include_in_schema=False)
-async def prometheus(service: NamedDependency[Service]) -> Response[bytes]:
-    """HLO's metrics, and vLLM's under their own names."""
-    return Response(service.metrics.render(), media_type=metrics.CONTENT_TYPE)
+async def prometheus(request: _Request, service: NamedDependency[Service]) -> Response[bytes]:
+    """HLO's metrics, and vLLM's under their own names; in OpenMetrics, with exemplars, where that is accepted."""
+    now, accept = await standing(service), request.headers.get("accept", "")
+    # In a thread: with a thousand specialties there are tens of thousands of lines, and answers would wait for them.
+    text = await asyncio.to_thread(service.metrics.render, now, accept)
+    return Response(text, media_type=metrics.media_type(accept))
 
 
 HANDLERS = (ask, route, generate, switch_adapter, specialties, reload_specialties, healthz, readyz, prometheus)

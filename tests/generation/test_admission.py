@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from hlo.contracts import EngineActivity
 from hlo.errors import Overloaded
 from hlo.generation.admission import Admission
 
@@ -126,3 +127,17 @@ async def test_the_queue_has_an_end() -> None:
             pass
     assert caught.value.remedy
     await requests.cancel("a1", "b1")
+
+
+async def test_what_came_of_it_is_told() -> None:
+    """How many are held, and how often each adapter was given a place and gave it up to another, is told."""
+    admission = Admission(1, 0.0)
+    requests = Requests(admission)
+    for name in ("a1", "b1", "b2", "-1"):
+        await requests.come(name)
+    assert admission.activity == EngineActivity(2, {"a": 1}, {})
+    await requests.end("a1")
+    assert admission.activity == EngineActivity(0, {"a": 1, "b": 1}, {"a": 1})
+    await requests.come("b3")
+    assert admission.activity.turns == {"a": 1, "b": 1}
+    await requests.cancel("b1", "b2", "b3", "-1")

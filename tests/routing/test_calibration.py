@@ -97,7 +97,7 @@ def change(**fields: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (change(format=2), r"has format 2; this HLO reads format 1"),
+        (change(format=3), r"has format 3; this HLO reads format 2"),
         (change(format="1"), r"`\$.format`"),
         (change(surprise=1), "surprise"),
         (change(counts__surprise=1), "surprise"),

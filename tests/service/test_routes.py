@@ -208,7 +208,13 @@ def test_specialties(client: Client) -> None:
         "1.2.3",
     )
     assert body["refused"] == [
-        {"plugin": "plugin-broken", "specialty": "broken", "reason": "It is broken.", "remedy": "Mend it."}
+        {
+            "plugin": "plugin-broken",
+            "specialty": "broken",
+            "reason": "It is broken.",
+            "remedy": "Mend it.",
+            "kind": "PluginError",
+        }
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from transformers import DynamicCache
 
@@ -29,11 +31,16 @@ class Row:
         self._eos = model.eos
         self._text = Text(model.tokenizer, request.prompt.token_ids, request.sampling.stop)
         self._sampler = Sampler(request.sampling)
+        self._queue_s: float | None = None
 
     @property
     def over(self) -> bool:
         """Whether it has ended, or nobody waits for it any more."""
         return self._ended or self._request.given_up
+
+    def begin(self) -> None:
+        """Its wait is over."""
+        self._queue_s = time.monotonic() - self._request.asked
 
     def take_next(self, logits: torch.Tensor, best: int) -> None:
         """Choose a token from logits (vocabulary,), and send what it says; `best` is the likeliest.
@@ -52,7 +59,7 @@ class Row:
         if reason is not None:
             self._ended = True
             text += self._text.rest()
-        self._request.send(Delta(text, (token,), reason))
+        self._request.send(Delta(text, (token,), reason, queue_s=self._queue_s))
 
     def fail(self, error: HLOError) -> None:
         """End with an error."""
@@ -70,6 +77,8 @@ class Cohort:
 
     def __init__(self, rows: list[Row], model: Model) -> None:
         self.rows = rows
+        for row in rows:
+            row.begin()
         self._model = model
         self._cache = DynamicCache(config=model.config)
         longest = max(len(row.ids) for row in rows)

@@ -5,6 +5,7 @@ Each can be done, with what the worker has, or fail; what fails is told to the o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -26,6 +27,7 @@ class Request:
         self.sampling = sampling
         self.send = send
         self.given_up = False
+        self.asked = time.monotonic()
 
     def do(self, rounds: Rounds) -> None:
         """Take part from the next round on, or wait for room."""

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, cast
 
-from hlo.contracts import EngineInfo, EngineOptions
+from hlo.contracts import EngineActivity, EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
 from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
@@ -99,6 +99,11 @@ class VllmEngine:
     def info(self) -> EngineInfo:
         """What is running, as vLLM's own configuration reports it."""
         return self._info
+
+    @property
+    def activity(self) -> EngineActivity:
+        """What came of the turns that adapters take."""
+        return self._admission.activity
 
     async def load(self, adapter: AdapterVersion) -> None:
         """Load and activate an adapter. The path, the name and the number are its own for ever.
