@@ -7,8 +7,6 @@ generation. Each stage is entered once, from here only.
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
@@ -19,7 +17,6 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hlo import logs
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
 from hlo.edition import Edition
@@ -41,11 +38,10 @@ from hlo.records import (
     Usage,
 )
 from hlo.telemetry import spans, tracing
-from hlo.telemetry.audit import Account, Audit
+from hlo.telemetry.account import Account
+from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import UNKNOWN, Metrics
 from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
-
-logger = logging.getLogger("hlo")
 
 _BASE_TEMPLATE = "{{ question }}"
 
@@ -96,11 +92,7 @@ class Pipeline:
         Raises any `HLOError`.
         """
         clock = time.perf_counter()
-        route: Route | None = None
-        label, outcome = UNKNOWN, "error"
-        account = Account(self._audit, question.text, self.engine.info.model)
-        self._metrics.started()
-        try:
+        with Account("ask", question.text, self.engine.info.model, self._metrics, self._audit) as account:
             with self.edition.use() as edition, self._tracing.whole("ask", caller) as span:
                 account.trace_id = tracing.trace_id(span)
                 self._check(question.text, "$.question")
@@ -112,8 +104,8 @@ class Pipeline:
                 entry = self._specialist(route, edition)
                 account.specialty = entry.specialty.name if entry else None
                 asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
-                label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
-                span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
+                account.label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
+                span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": account.label})
                 with self._tracing.span("prompt", span) as prompting_span:
                     prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
                     prompting_span.set_attribute("hlo.prompt.tokens", len(prompt.token_ids))
@@ -124,12 +116,12 @@ class Pipeline:
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
                     yield Delta(text, ())
-                asked, cached, queue_s = time.perf_counter(), 0, None
+                asked, queue_s = time.perf_counter(), None
                 source = _which(route, edition) if asks_back else self._generate(prompt, sampling, span, entry)
                 async with aclosing(source) as deltas:
                     async for delta in deltas:
                         if first is None:
-                            said, cached, queue_s = delta.first_token_s, delta.cached_tokens, delta.queue_s
+                            said, account.cached, queue_s = delta.first_token_s, delta.cached_tokens, delta.queue_s
                             first = time.perf_counter() if said is None else asked + said
                         text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
                         account.usage = Usage(len(prompt.token_ids), tokens)
@@ -151,22 +143,11 @@ class Pipeline:
                     trace_id=account.trace_id,
                     notices=notices,
                 )
-                account.write(answer.finish_reason)  # an answer that can not be recorded is not given
+                account.keep(answer.finish_reason)
                 edition.hooks.observe(question, answer)
-            outcome = answer.finish_reason
             self.uses.update([answer.specialty] if answer.specialty else ())
-            self._metrics.answered(answer, label, cached, queue_s, _recorded(span))
+            self._metrics.answered(answer, account.label, account.cached, queue_s, _recorded(span))
             yield answer
-        except (GeneratorExit, asyncio.CancelledError):
-            outcome = "abort" if outcome == "error" else outcome
-            raise
-        except (InvalidRequest, OutOfScope, QuestionRefused):
-            outcome = "refused"
-            raise
-        finally:
-            account.end(outcome)
-            _log("ask", account, outcome, clock)
-            self._metrics.finished(label, route.status if route else UNKNOWN, outcome)
 
     async def route(self, questions: Sequence[str], caller: Span = NOBODY) -> tuple[Route, ...]:
         """Route questions without answering them. Raises `InvalidRequest` or `EncoderError`."""
@@ -196,10 +177,7 @@ class Pipeline:
 
         `caller` and `whole`: as for `ask`. Raises any `HLOError`.
         """
-        clock, account = time.perf_counter(), Account(self._audit, text, self.engine.info.model)
-        label, usage, cached, outcome = UNKNOWN, None, 0, "error"
-        self._metrics.started()
-        try:
+        with Account("generate", text, self.engine.info.model, self._metrics, self._audit) as account:
             with self.edition.use() as edition, self._tracing.whole("complete", caller) as span:
                 account.trace_id = tracing.trace_id(span)
                 if not text:
@@ -211,29 +189,18 @@ class Pipeline:
                     sampling = prompting.fit(
                         prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
                     )
-                account.adapter, label, tokens, reason = prompt.adapter, adapter, 0, None
+                account.adapter, account.label, tokens, reason = prompt.adapter, adapter, 0, None
                 wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
                 entry = edition.catalog.entries.get(adapter)
                 generating = self._generate(wanted, sampling, span, entry, "text_completion")
                 async with aclosing(generating) as deltas:
                     async for delta in deltas:
                         tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
-                        cached = cached or delta.cached_tokens
+                        account.cached = account.cached or delta.cached_tokens
                         account.usage = Usage(len(prompt.token_ids), tokens)
                         yield delta
-                account.write(reason or "abort")
-                usage, outcome = account.usage, reason or "abort"
-            yield Completion(prompt.adapter, usage)
-        except (GeneratorExit, asyncio.CancelledError):
-            outcome = "abort" if outcome == "error" else outcome
-            raise
-        except InvalidRequest:
-            outcome = "refused"
-            raise
-        finally:
-            account.end(outcome)
-            _log("generate", account, outcome, clock)
-            self._metrics.completed(label, outcome, usage, cached)
+                account.keep(reason or "abort")
+            yield Completion(prompt.adapter, account.usage)
 
     def _generate(
         self, prompt: Prompt, sampling: Sampling, within: Span, entry: Entry | None, operation: str = "chat"
@@ -325,22 +292,6 @@ class Pipeline:
         prompt = prompting.build_within(room, question.text, template, self._tokenizer, adapter, question.turns)
         sampling = prompting.fit(prompt, sampling, most, field="$.question")
         return Prompt(prompt.token_ids, prompt.adapter, whole), sampling
-
-
-def _log(what: str, account: Account, outcome: str, clock: float) -> None:
-    """One line for each question: what came of it, and of whom, but none of its words."""
-    error = sys.exc_info()[0]
-    told = logs.fields(
-        trace_id=account.trace_id or None,
-        route=account.route.status if account.route else None,
-        specialty=account.specialty,
-        adapter=account.adapter.engine_name if account.adapter else None,
-        prompt_tokens=account.usage.prompt_tokens,
-        completion_tokens=account.usage.completion_tokens,
-        ms=round((time.perf_counter() - clock) * 1000, 1),
-        error=error.__name__ if error and outcome == "error" else None,
-    )
-    logger.info("%s: %s", what, outcome, extra=told)
 
 
 async def _which(route: Route, edition: Edition) -> AsyncGenerator[Delta, None]:

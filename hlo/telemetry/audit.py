@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,8 +26,6 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing keeps a second server from the same file there
     fcntl = None  # type: ignore[assignment]
-
-logger = logging.getLogger("hlo")
 
 _SCORES = 5  # of the nearest specialties that a record keeps
 _MAC = b',"mac":"'
@@ -191,45 +188,6 @@ class Audit:
         self._file.close()
         self._path.rename(self._path.with_suffix(f".{first:012}{self._path.suffix}"))
         self._file = _locked(self._path)
-
-
-class Account:
-    """One question's record in the making: what is known of it is set as it comes to be known, and written once.
-
-    Without a log nothing is written.
-    """
-
-    def __init__(self, log: Audit | None, question: str, model: str) -> None:
-        self.trace_id = ""
-        self.route: Route | None = None
-        self.specialty: str | None = None
-        self.adapter: AdapterVersion | None = None
-        self.usage = Usage(0, 0)
-        self._log = log
-        self._question = question
-        self._model = model
-
-    def write(self, outcome: str) -> None:
-        """Write it, unless that was tried before. Raises `AuditError`."""
-        log, self._log = self._log, None
-        if log is not None:
-            log.append(
-                self._question,
-                trace_id=self.trace_id,
-                route=self.route,
-                specialty=self.specialty,
-                adapter=self.adapter,
-                model=self._model,
-                usage=self.usage,
-                outcome=outcome,
-            )
-
-    def end(self, outcome: str) -> None:
-        """Write what became no answer; where this fails there is nothing to be kept back, and the log says so."""
-        try:
-            self.write(outcome)
-        except AuditError as error:
-            logger.error("%s", error)
 
 
 def files(path: Path) -> list[Path]:
