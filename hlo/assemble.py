@@ -7,24 +7,22 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from msgspec import Struct
 from threadpoolctl import threadpool_limits
 
 import hlo
-from hlo import catalog, plugins
+from hlo import catalog, engines, plugins
 from hlo.catalog import Catalog, Entry
-from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
+from hlo.contracts import Encoder, Engine
 from hlo.edition import Edition
-from hlo.errors import CalibrationError, HLOError, PluginError, SettingsError
-from hlo.generation import adapters, base_model, prompting, room, uses
+from hlo.errors import CalibrationError, HLOError, PluginError
+from hlo.generation import adapters, base_model, prompting, uses
 from hlo.generation.adapters import Located
 from hlo.generation.alongside import both
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
-from hlo.generation.lora_kernels import configs
 from hlo.generation.prompting import Tokenizer
 from hlo.hub import Hub
 from hlo.pipeline import Pipeline, Policy
@@ -106,7 +104,7 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
         tokenizer = await asyncio.to_thread(load_tokenizer, model)
         specialties = [entry.specialty for entry in found.entries.values()]
         engine, (groups, unroutable, others) = await both(
-            start_engine(settings, model, found, hooks, tracing, start),
+            engines.start(settings, model, found, hooks, tracing, start),
             _embed_all(settings, specialties, encoder, spans),
         )
         try:
@@ -312,108 +310,6 @@ def _cached(settings: Settings, encoder: BatchingEncoder) -> Encoder:
     return CachedEncoder(encoder.blocking(), settings.cache_dir.expanduser() / "embeddings")
 
 
-def find_engine(settings: Settings, hooks: Hooks) -> StartEngine:
-    """The engine that the settings ask for, and a line in the log that says which. Raises `HLOError`."""
-    from hlo.generation import transformers_engine, vllm_engine
-
-    name, reason = settings.engine, "as HLO_ENGINE says"
-    if name == "auto":
-        name = "vllm" if vllm_engine.version() else "transformers"
-        reason = "" if name == "vllm" else "since vLLM is not installed: good for trying out, slow for many users"
-    known: Mapping[str, tuple[StartEngine, str | None, str]] = {
-        "vllm": (
-            vllm_engine.VllmEngine.start,
-            vllm_engine.version(),
-            "`pip install 'hlo[gpu]'` on a GPU machine, `'hlo[cpu]'` elsewhere.",
-        ),
-        "transformers": (
-            transformers_engine.TransformersEngine.start,
-            transformers_engine.version(),
-            "`pip install 'hlo[gpu]'` on a GPU machine, 'hlo[cpu]' or 'hlo[transformers]' elsewhere.",
-        ),
-    }
-    if name in known:
-        start, version, remedy = known[name]
-        if version is None:
-            missing = "vLLM" if name == "vllm" or settings.engine == "auto" else "peft, which the engine needs,"
-            raise SettingsError(f"{missing} is not installed.", remedy=remedy)
-        logger.info("engine: %s %s%s", name, version, f", {reason}" if reason else "")
-        return start
-    offered = hooks.find_engine(name)
-    if offered is None:
-        raise SettingsError(
-            f"HLO_ENGINE={name} is no engine that HLO or an installed plugin has.",
-            remedy="Take auto, vllm or transformers, or install the plugin that offers it.",
-        )
-    logger.info("engine: %s, from a plugin", name)
-    return offered
-
-
-async def start_engine(
-    settings: Settings,
-    model: BaseModel,
-    found: Catalog,
-    hooks: Hooks,
-    tracing: Tracing = Tracing(),  # noqa: B008 - it makes nothing
-    within: Span = NOBODY,
-) -> Engine:
-    """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`."""
-    from hlo.generation import vllm_engine
-
-    start = find_engine(settings, hooks)
-    options = engine_options(settings, model, found, device(settings))
-    if options.slots and start == vllm_engine.VllmEngine.start and vllm_engine.needs_null(options.device):
-        kinds, store = frozenset(options.kinds), settings.cache_dir.expanduser()
-        null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
-        options = msgspec.structs.replace(options, null=null)
-    logger.info("engine: %s", options.reason)
-    with tracing.span("start engine", within, {"gen_ai.request.model": model.name}) as span:
-        return await start(msgspec.structs.replace(options, trace_environment=tracing.environment(span)))
-
-
-def engine_options(
-    settings: Settings, model: BaseModel, found: Catalog, chosen: Literal["cpu", "cuda"]
-) -> EngineOptions:
-    """How the engine is to run, derived from the settings and from the adapters that are installed."""
-    versions = [entry.adapter for entry in found.entries.values()]
-    kinds = {kind for version in versions for kind in version.modules}
-    kinds = kinds or {name.rpartition(".")[2] for name in model.linears}
-    slots = len(versions) + settings.spare_adapters
-    options = EngineOptions(
-        model=model.folder,
-        name=model.name,
-        device=chosen,
-        dtype="float32" if settings.dtype == "auto" and chosen == "cpu" else settings.dtype,
-        quantization=settings.effective_quantization,
-        slots=slots,
-        spare=settings.spare_adapters,
-        resident=settings.adapter_slots if settings.adapter_slots and settings.adapter_slots < slots else None,
-        turn_s=settings.adapter_turn_s,
-        rank=max((version.rank for version in versions), default=settings.max_lora_rank),
-        kinds=tuple(sorted(kinds)),
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        max_queued_requests=settings.max_queued_requests,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
-        enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
-        shutdown_grace_s=settings.shutdown_grace_s,
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-        lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
-        lora_configs=lora_configs(settings),
-        arguments=settings.engine_arguments,
-    )
-    return msgspec.structs.replace(options, reason=room.describe(options, versions))
-
-
-def lora_configs(settings: Settings) -> tuple[Path, ...]:
-    """The folders in which HLO's LoRA kernels find what was tuned: the operator's, then HLO's own."""
-    return (settings.cache_dir.expanduser().absolute() / "lora-kernels", configs.SHIPPED)
-
-
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within: Span = NOBODY) -> float:
     """Load an adapter; the largest change that it makes to a token's log-probability. Raises any `HLOError`."""
     specialty = entry.specialty
@@ -448,16 +344,3 @@ def policy(settings: Settings) -> Policy:
         answer_out_of_scope=settings.out_of_scope == "base",
         max_question_chars=settings.max_question_chars,
     )
-
-
-def device(settings: Settings) -> Literal["cpu", "cuda"]:
-    """Where the model is to run. Raises `SettingsError` when that is not there."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise SettingsError(
-            "HLO_DEVICE=cuda, but no CUDA device is usable.",
-            remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
-        )
-    return "cuda" if available and settings.device != "cpu" else "cpu"

@@ -20,6 +20,7 @@ LAYERS = (
     ("service", "testing"),
     ("reload", "scaffold"),
     ("assemble",),
+    ("engines",),
     ("pipeline",),
     ("edition",),
     ("routing", "generation", "telemetry", "plugins", "catalog"),
