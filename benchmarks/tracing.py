@@ -33,7 +33,7 @@ from benchmarks.serving import serving
 from hlo.service.server import event_loop
 from tests.otlp import receiving
 
-SHORT = msgspec.structs.replace(TINY, window_s=6.0, rounds=8)
+SHORT = msgspec.structs.replace(TINY, clients=4, tokens=16, window_s=8.0, rounds=6)
 LONG = msgspec.structs.replace(GPU, window_s=8.0, rounds=5)
 
 
@@ -54,8 +54,8 @@ def receive() -> None:
 
 
 @contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A process of its own for one of the above, and the address that it prints."""
+def running(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own for one of the above; the names and values are added to its environment."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.tracing", *arguments],
@@ -66,18 +66,21 @@ def running(*arguments: str, **environment: str) -> Iterator[tuple[str, subproce
         start_new_session=True,
     )
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(f"{arguments[0]}: {line}", end="", flush=True)
-            if line.startswith("address "):
-                break
-        else:
-            raise RuntimeError(f"{arguments[0]} ended before it had an address")
-        yield line.split()[1], process
+        yield process
         end(process)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """The address that a process prints once it is ready. Raises RuntimeError where it ends instead."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if line.startswith("address "):
+            return line.split()[1]
+    raise RuntimeError("a server ended before it was ready")
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -101,12 +104,11 @@ async def run(*, gpu: bool) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = stack.enter_context(shaped.installed(folder, config, load.adapters))
-        endpoint, receiver = stack.enter_context(running("--receive"))
+        receiver = stack.enter_context(running("--receive"))
+        variables = {"traced": {"OTEL_EXPORTER_OTLP_ENDPOINT": address(receiver)}, "plain": {}}
         given = ("--serve", str(model), json.dumps(engine))
-        servers = {
-            "plain": stack.enter_context(running(*given)),
-            "traced": stack.enter_context(running(*given, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)),
-        }
+        started = {side: stack.enter_context(running(*given, **more)) for side, more in variables.items()}
+        servers = {side: (address(process), process) for side, process in started.items()}
         processes = 8 if gpu else 1
         pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=get_context("spawn")))
         rates, costs, questions = await measure(pool, servers, load, processes)
@@ -146,13 +148,12 @@ async def measure(
     for number in range(load.rounds + 1):
         for side in sorted(servers, reverse=number % 2 == 0):
             url, process = servers[side]
-            now = load if number else msgspec.structs.replace(load, window_s=2.0)
             before = cpu_s(process.pid)
-            ended = await over_http(pool, "ask", url, now, processes)
+            ended = await over_http(pool, "ask", url, load, processes)
             cost = (cpu_s(process.pid) - before) / sum(one.tokens for one in ended) * load.tokens * 1e3
-            print(f"{side}: {rate(ended, now):,.0f} tokens/s, {cost:.2f} ms of CPU a question", flush=True)
+            print(f"{side}: {rate(ended, load):,.0f} tokens/s, {cost:.2f} ms of CPU a question", flush=True)
             if number:
-                rates[side].append(rate(ended, now))
+                rates[side].append(rate(ended, load))
                 costs[side].append(cost)
             questions += len(ended) if side == "traced" else 0
     return rates, costs, questions
