@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import psutil
 
 from benchmarks import shaped, shapes
 from benchmarks.ask_at_scale import GPU, TINY, Load, over_http, rate
@@ -32,7 +33,7 @@ from benchmarks.serving import serving
 from hlo.service.server import event_loop
 from tests.otlp import receiving
 
-SHORT = msgspec.structs.replace(TINY, window_s=6.0, rounds=8)
+SHORT = msgspec.structs.replace(TINY, clients=4, tokens=16, window_s=8.0, rounds=6)
 LONG = msgspec.structs.replace(GPU, window_s=8.0, rounds=5)
 
 
@@ -53,8 +54,8 @@ def receive() -> None:
 
 
 @contextmanager
-def running(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A process of its own for one of the above, and the address that it prints."""
+def running(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own for one of the above; the names and values are added to its environment."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.tracing", *arguments],
@@ -65,18 +66,21 @@ def running(*arguments: str, **environment: str) -> Iterator[tuple[str, subproce
         start_new_session=True,
     )
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(f"{arguments[0]}: {line}", end="", flush=True)
-            if line.startswith("address "):
-                break
-        else:
-            raise RuntimeError(f"{arguments[0]} ended before it had an address")
-        yield line.split()[1], process
+        yield process
         end(process)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    """The address that a process prints once it is ready. Raises RuntimeError where it ends instead."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if line.startswith("address "):
+            return line.split()[1]
+    raise RuntimeError("a server ended before it was ready")
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -100,13 +104,14 @@ async def run(*, gpu: bool) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = stack.enter_context(shaped.installed(folder, config, load.adapters))
-        endpoint, receiver = stack.enter_context(running("--receive"))
+        receiver = stack.enter_context(running("--receive"))
+        variables = {"traced": {"OTEL_EXPORTER_OTLP_ENDPOINT": address(receiver)}, "plain": {}}
         given = ("--serve", str(model), json.dumps(engine))
-        plain, _ = stack.enter_context(running(*given))
-        traced, _ = stack.enter_context(running(*given, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint))
+        started = {side: stack.enter_context(running(*given, **more)) for side, more in variables.items()}
+        servers = {side: (address(process), process) for side, process in started.items()}
         processes = 8 if gpu else 1
         pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=get_context("spawn")))
-        rates, questions = await measure(pool, {"plain": plain, "traced": traced}, load, processes)
+        rates, costs, questions = await measure(pool, servers, load, processes)
         await asyncio.sleep(6)  # longer than the exporter waits to send
         spans = json.loads(end(receiver))
     ratios = [one / other for one, other in zip(rates["traced"], rates["plain"], strict=True)]
@@ -119,6 +124,8 @@ async def run(*, gpu: bool) -> None:
         "highest": max(ratios),
         "standard error": statistics.stdev(ratios) / len(ratios) ** 0.5,
         "limit": 0.98,
+        "traced CPU ms": median(costs["traced"]),
+        "plain CPU ms": median(costs["plain"]),
         "spans a question": sum(spans.get(name, 0) for name in STAGES) / questions,
     }
     tell("tracing", f"/ask with every question traced, over without; {load.clients} clients", [row])
@@ -128,20 +135,35 @@ STAGES = ("POST /ask", "route", "encode", "score", "prompt", "generate", "llm_re
 
 
 async def measure(
-    pool: ProcessPoolExecutor, urls: dict[str, str], load: Load, processes: int
-) -> tuple[dict[str, list[float]], int]:
-    """Tokens per second of each round by side, and how many questions the traced side was asked; a first one warms."""
-    rates: dict[str, list[float]] = {side: [] for side in urls}
+    pool: ProcessPoolExecutor, servers: dict[str, tuple[str, subprocess.Popen[str]]], load: Load, processes: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
+    """By side, each round's tokens per second and CPU milliseconds for a question; and how many were traced.
+
+    The CPU's time is that of a server with its engine: what else runs on the machine hardly moves it. A first round
+    warms both sides.
+    """
+    rates: dict[str, list[float]] = {side: [] for side in servers}
+    costs: dict[str, list[float]] = {side: [] for side in servers}
     questions = 0
     for number in range(load.rounds + 1):
-        for side in sorted(urls, reverse=number % 2 == 0):
-            now = load if number else msgspec.structs.replace(load, window_s=2.0)
-            ended = await over_http(pool, "ask", urls[side], now, processes)
-            print(f"{side}: {rate(ended, now):,.0f} tokens/s", flush=True)
+        for side in sorted(servers, reverse=number % 2 == 0):
+            url, process = servers[side]
+            before = cpu_s(process.pid)
+            ended = await over_http(pool, "ask", url, load, processes)
+            cost = (cpu_s(process.pid) - before) / sum(one.tokens for one in ended) * load.tokens * 1e3
+            print(f"{side}: {rate(ended, load):,.0f} tokens/s, {cost:.2f} ms of CPU a question", flush=True)
             if number:
-                rates[side].append(rate(ended, now))
+                rates[side].append(rate(ended, load))
+                costs[side].append(cost)
             questions += len(ended) if side == "traced" else 0
-    return rates, questions
+    return rates, costs, questions
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU's time that a process and those under it have had, in seconds."""
+    server = psutil.Process(pid)
+    times = [one.cpu_times() for one in (server, *server.children(recursive=True))]
+    return float(sum(one.user + one.system for one in times))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ STAGES = ("POST /ask", "screen", "route", "encode", "score", "prompt", "generate
 QUESTION = "my chest feels tight when I climb the stairs"
 
 _WIDTH, _ROW, _LEFT, _RIGHT, _TOP = 960, 26, 240, 110, 34
+_FIRST = "gen_ai.response.time_to_first_chunk"
 _COLOURS = {"hlo": "#3b6fb5", "vllm": "#c77b30"}
 
 
@@ -59,6 +60,11 @@ def draw(spans: Sequence[Received]) -> str:
         colour = _COLOURS["vllm" if span.scope.startswith("vllm") else "hlo"]
         parts.append(f'<text x="{12 + 18 * depth}" y="{y + 15}" fill="#24292f">{escape(span.name)}</text>')
         parts.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="14" rx="2" fill="{colour}"/>')
+        if first := span.attributes.get(_FIRST):  # what is right of it was generated token by token
+            at = x + width * first * 1e9 / (span.ended - span.began)
+            parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y + 4}" y2="{y + 18}" stroke="#ffffff"/>')
+            told = f"first token after {first * 1e3:.0f} ms"
+            parts.append(f'<text x="{at + 6:.1f}" y="{y + 14}" fill="#ffffff" font-size="10">{told}</text>')
         text = f"{(span.ended - span.began) / 1e6:.2f} ms"
         parts.append(f'<text x="{x + width + 6:.1f}" y="{y + 15}" fill="#6a737d">{text}</text>')
     return "\n".join([*parts, "</svg>\n"])

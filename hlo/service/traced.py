@@ -79,7 +79,8 @@ class _Watch:
     def end(self) -> None:
         """Say how it ended. A client's mistake is not ours: the status stays unset then, as OpenTelemetry has it."""
         if self._span.is_recording():
-            self._span.set_attribute("http.response.status_code", self._status)
+            if self._status:
+                self._span.set_attribute("http.response.status_code", self._status)
             if self._gone:
                 tracing.mark(self._span, CLIENT_GONE)
             elif self._status >= 500 and not _told(self._span):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 from docs.waterfall import draw, in_order
 from tests.otlp import Received
 
 
-def span(name: str, number: str, parent: str, began: int, ended: int, scope: str = "hlo") -> Received:
-    return Received(name, "t", number, parent, 1, began, ended, 0, {}, {}, scope)
+def span(
+    name: str, number: str, parent: str, began: int, ended: int, scope: str = "hlo", **attributes: float
+) -> Received:
+    return Received(name, "t", number, parent, 1, began, ended, 0, attributes, {}, scope)
 
 
 SPANS = [
@@ -39,3 +42,13 @@ def test_bars_have_their_length() -> None:
     widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="14"', drawn)]
     assert [round(width / widths[0], 3) for width in widths] == [1.0, 0.1, 0.7, 0.2]
     assert "early &lt;&amp;&gt;" in drawn
+
+
+def test_the_first_token_has_its_place() -> None:
+    """Where a span tells when the first token came, the bar has a line there."""
+    told: dict[str, Any] = {"gen_ai.response.time_to_first_chunk": 0.25}
+    drawn = draw([span("generate", "1", "", 0, 1_000_000_000, **told)])
+    (bar,) = re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)" height="14"', drawn)
+    (tick,) = re.findall(r'<line x1="([\d.]+)" x2="\1" y1="\d+" y2="\d+" stroke="#ffffff"', drawn)
+    assert float(tick) == float(bar[0]) + float(bar[1]) / 4
+    assert "first token after 250 ms" in drawn
