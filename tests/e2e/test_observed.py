@@ -28,7 +28,7 @@ QUESTIONS = (
     ("pulmonology", "I wheeze at night and my inhaler does not help"),
 )
 # Panels that have nothing to show where nothing of the kind has happened.
-EMPTY = {"Plugins", "Drift"}
+EMPTY = {"Plugins", "Drift, in multiples of chance"}
 
 
 class Observed(Struct, frozen=True):
