@@ -110,19 +110,17 @@ def _with_prometheus(session: nox.Session) -> str:
 
     No package index for pip has them. Where they can not be had, the tests that need them say so and are skipped.
     """
-    path = os.environ["PATH"]
     folder = Path(session.virtualenv.location).with_name("prometheus").absolute()
-    if all(shutil.which(tool) for tool in ("prometheus", "promtool")):
-        return path
-    if not (folder / "usr" / "bin" / "promtool").exists() and shutil.which("apt-get") and shutil.which("dpkg"):
+    installed = all(shutil.which(tool) for tool in ("prometheus", "promtool"))
+    unpacked = (folder / "usr" / "bin" / "promtool").exists()
+    if not installed and not unpacked and shutil.which("apt-get") and shutil.which("dpkg"):
         folder.mkdir(exist_ok=True)
         for command in ("apt-get download prometheus", "apt-get update", "apt-get download prometheus"):
-            if list(folder.glob("*.deb")):
-                break
-            subprocess.run(command.split(), cwd=folder, check=False)
+            if not list(folder.glob("*.deb")):
+                subprocess.run(command.split(), cwd=folder, check=False)
         for package in folder.glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(folder)], check=False)  # noqa: S607
-    return f"{folder / 'usr' / 'bin'}{os.pathsep}{path}"
+    return os.pathsep.join([session.bin, str(folder / "usr" / "bin"), os.environ["PATH"]])
 
 
 def _install(session: nox.Session, *requirements: str) -> None:

@@ -179,13 +179,15 @@ ROWS = (
                 unit="percentunit",
             ),
             Panel(
-                "Drift",
-                "How far the latest questions' confidences are from the expected ones: 0 alike, 1 apart. What is above "
-                "the line of chance is no accident. With a calibration it is compared with that, else with the "
-                "specialties' own examples, which real questions are never quite like.",
+                "Drift, in multiples of chance",
+                "How far the latest questions' confidences are from the expected ones, over the distance that chance "
+                "exceeds once in a thousand: what is above 1 is no accident. With a calibration they are compared with "
+                "that, else with the specialties' own examples, which real questions are never quite like.",
                 (
-                    Query(f"max by (specialty, basis) (hlo_confidence_drift{{{OURS}}})", "{{specialty}} ({{basis}})"),
-                    Query(f"min(hlo_confidence_drift_chance{{{OURS}}})", "chance, at the least"),
+                    Query(
+                        f"max by (specialty, basis) (hlo_confidence_drift{{{OURS}}} / hlo_confidence_drift_chance)",
+                        "{{specialty}} ({{basis}})",
+                    ),
                 ),
             ),
             Panel(

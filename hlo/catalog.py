@@ -18,7 +18,7 @@ from hlo.records import AdapterVersion, Offer, Refusal, Sampling, Specialty
 BASE = "base"  # how requests and metrics call the base model without an adapter
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_RESERVED = frozenset({BASE, "null", "auto"})
+_RESERVED = frozenset({BASE, "null", "auto", "all", "none"})  # the last two: labels of metrics
 
 
 class Entry(Struct, frozen=True):

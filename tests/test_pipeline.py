@@ -589,7 +589,8 @@ class _WholeEngine(EchoEngine):
             return
         await asyncio.sleep(0.05)
         tokens = tuple(token for piece in pieces for token in piece.token_ids)
-        yield Delta("".join(piece.text for piece in pieces), tokens, "stop", first_token_s=0.0, cached_tokens=7)
+        text = "".join(piece.text for piece in pieces)
+        yield Delta(text, tokens, "stop", first_token_s=0.0, cached_tokens=7, queued_s=0.25)
 
 
 async def test_an_answer_that_nobody_reads_along_says_when_it_began(make_parts: MakeParts) -> None:
@@ -612,4 +613,5 @@ async def test_tokens_of_the_prefix_cache_are_counted_by_specialty(make_parts: M
     for _ in range(2):
         _ = [event async for event in parts.pipeline.ask(Question(HEART), whole=True)]
     assert 'hlo_cached_tokens_total{specialty="cardiology"} 14.0' in parts.metrics.render().decode()
+    assert 'hlo_queue_seconds_sum{specialty="cardiology"} 0.5' in parts.metrics.render().decode()
     assert parts.pipeline.uses == {"cardiology": 2}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 
 from msgspec import Struct
@@ -26,6 +26,9 @@ LATEST = 1000
 
 ENOUGH = 10
 """How many are compared at least, on either side. For few, the formula for chance is on the careful side."""
+
+ALL = "all"
+"""What stands in the place of a specialty's name for all of them together; none can have that name."""
 
 _ONE_IN_A_THOUSAND = math.sqrt(math.log(2 / 0.001) / 2)
 
@@ -67,19 +70,29 @@ class Drifts:
         return tuple((name, len(one.bins)) for name, one in self._latest.items())
 
     def drifts(self) -> Iterator[Drift]:
-        """The specialties for which there are questions enough, each with its drift."""
-        for name, one in self._latest.items():
-            expected = self._expected[name]
-            n, m = len(one.bins), sum(expected)
+        """The specialties for which there are questions enough, each with its drift; and all of them together.
+
+        With so many questions more, the latter is the sharper one; but it moves with the mix of specialties too.
+        """
+        pairs: list[tuple[str, Sequence[int], Sequence[int]]] = [
+            (name, one.counts, self._expected[name]) for name, one in self._latest.items()
+        ]
+        together = (ALL, _sum(one for _, one, _ in pairs), _sum(other for _, _, other in pairs))
+        for name, one, other in (*pairs, together):
+            n, m = sum(one), sum(other)
             if min(n, m) >= ENOUGH:
                 chance = _ONE_IN_A_THOUSAND * math.sqrt((n + m) / (n * m))
-                yield Drift(name, self._basis, distance(one.counts, expected), chance)
+                yield Drift(name, self._basis, distance(one, other), chance)
 
 
 def distance(one: Sequence[int], other: Sequence[int]) -> float:
     """The Kolmogorov-Smirnov distance between two histograms over the same bins, neither of them empty."""
     n, m = sum(one), sum(other)
     return max(abs(a / n - b / m) for a, b in zip(accumulate(one), accumulate(other), strict=True))
+
+
+def _sum(histograms: Iterable[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*histograms, strict=True)]
 
 
 class _Latest:

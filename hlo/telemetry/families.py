@@ -1,7 +1,7 @@
 """Every metric of HLO's own: its name, its kind, what it tells, and its labels. docs/observability.md has the table.
 
 Labels come from closed sets, so that no client can add a series: `specialty` is the name of an installed specialty,
-`base` or `none`; the others are HLO's own words, an installed plugin's name, or what the operator set.
+`base`, `none` or, of drift, `all`; others are HLO's own words, an installed plugin's name, or what the operator set.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ import pytest
 from msgspec import Struct
 from prometheus_client.openmetrics import parser
 
+from deploy.draw import Source
+from deploy.panels import ROWS
 from tests.e2e.server import Server, running
 from tests.prometheus import Prometheus, promtool, scraping
 from tests.promql import ADDED, Asked, grouped, queries, selected
@@ -28,7 +30,7 @@ QUESTIONS = (
     ("pulmonology", "I wheeze at night and my inhaler does not help"),
 )
 # Panels that have nothing to show where nothing of the kind has happened.
-EMPTY = {"Plugins", "Drift"}
+EMPTY = {"Plugins", "Drift, in multiples of chance"}
 
 
 class Observed(Struct, frozen=True):
@@ -186,3 +188,16 @@ def test_prometheus_keeps_exemplars(observed: Observed, prometheus: Prometheus) 
         named = {one["labels"]["trace_id"] for found in series for one in found["exemplars"]}
         assert named & observed.traces, metric
         assert {found["seriesLabels"]["specialty"] for found in series} >= {name for name, _ in QUESTIONS}
+
+
+def test_the_panels_can_be_drawn(observed: Observed, prometheus: Prometheus) -> None:
+    """`deploy.draw` has its series, by the names of their legends, and exemplars as points in time."""
+    now = time.time()
+    source = Source(prometheus.url, now - 120, now)
+    panels = {panel.title: panel for row in ROWS for panel in row.panels}
+    drawn = source.series(panels["Questions by specialty"].queries[0])
+    assert {name for name, _, _ in drawn} >= {name for name, _ in QUESTIONS}
+    assert all(0 <= at <= 2 for _, times, _ in drawn for at in times)
+    times, seconds = source.exemplars(panels["Whole answer, p95"].queries[0])
+    assert len(times) == len(seconds) > 0
+    assert all(0 < one < 60 for one in seconds)

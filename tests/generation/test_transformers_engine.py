@@ -506,6 +506,22 @@ async def test_no_more_rows_than_allowed(
     assert gate.steps == [1, 2, 2, 2, 2, 2, 2]
 
 
+async def test_a_request_says_how_long_it_waited(options: EngineOptions) -> None:
+    """A request that waited for another's row says so; the one that had it waited for next to nothing."""
+    waited = []
+    async with started(msgspec.structs.replace(options, max_num_seqs=1)) as engine:
+
+        async def ask() -> None:
+            async with aclosing(engine.generate(Prompt(PROMPTS[0]), Sampling(8))) as deltas:
+                waited.append({delta.queued_s async for delta in deltas})
+
+        await asyncio.gather(ask(), ask())
+    (first,), (second,) = waited
+    assert first is not None
+    assert second is not None
+    assert second > first >= 0
+
+
 async def test_too_many_requests_are_refused(
     options: EngineOptions, monkeypatch: pytest.MonkeyPatch, tasks: StartTask, until: Until
 ) -> None:

@@ -34,7 +34,7 @@ ROUTES = {"/ask", "/route", "/generate", "/switch-adapter", "/specialties", "/he
 PATHS = ROUTES | {"/admin/specialties/reload", "/schema/{path}", "unknown"}
 # What a label of HLO's own can be, with three specialties, one refusal and an engine of fakes.
 CLOSED = {
-    "specialty": SPECIALTIES | {"base", "none"},
+    "specialty": SPECIALTIES | {"base", "none", "all"},
     "route": {"routed", "ambiguous", "out_of_scope", "none"},
     "outcome": OUTCOMES,
     "direction": {"in", "out"},

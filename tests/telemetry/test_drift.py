@@ -7,9 +7,14 @@ import random
 import pytest
 from scipy import stats
 
+from hlo import catalog
+from hlo.catalog import BASE
+from hlo.errors import PluginError
+from hlo.records import Adapter, Specialty
 from hlo.routing.evaluation import BINS, bin_of
 from hlo.telemetry import drift
-from hlo.telemetry.drift import ENOUGH, LATEST, Drifts, distance
+from hlo.telemetry.drift import ALL, ENOUGH, LATEST, Drifts, distance
+from hlo.telemetry.metrics import UNKNOWN
 
 EXPECTED = (0, 0, 0, 0, 0, 5, 10, 20, 40, 125)
 
@@ -66,7 +71,7 @@ def test_questions_like_the_expected_ones_do_not_drift() -> None:
         drifts.expect("calibration", {"a": EXPECTED})
         for place in generator.choices(range(BINS), EXPECTED, k=100):
             drifts.saw("a", place / BINS + 0.05)
-        (found,) = drifts.drifts()
+        found, _ = drifts.drifts()
         loud += found.distance > found.chance
     assert loud <= 1
 
@@ -76,7 +81,7 @@ def test_questions_of_another_kind_drift() -> None:
     drifts = Drifts()
     drifts.expect("calibration", {"a": EXPECTED})
     fill(drifts, (0, 0, 0, 0, 0, 15, 10, 5, 5, 15))
-    (found,) = drifts.drifts()
+    found, _ = drifts.drifts()
     assert (found.specialty, found.basis) == ("a", "calibration")
     assert found.distance > found.chance
 
@@ -96,10 +101,10 @@ def test_the_latest_count() -> None:
     drifts = Drifts()
     drifts.expect("calibration", {"a": EXPECTED})
     fill(drifts, (LATEST, *(0,) * 9))
-    (found,) = drifts.drifts()
+    found, _ = drifts.drifts()
     assert found.distance == 1
     fill(drifts, tuple(5 * count for count in EXPECTED))
-    (found,) = drifts.drifts()
+    found, _ = drifts.drifts()
     assert found.distance == pytest.approx(0)
     assert drifts.questions() == (("a", LATEST),)
 
@@ -125,3 +130,21 @@ def test_new_expectations_begin_anew() -> None:
     assert dict(drifts.questions()).get("a", 0) == 0
     drifts.expect("calibration", {"c": EXPECTED})
     assert "a" not in dict(drifts.questions())
+
+
+def test_all_together_are_told_too() -> None:
+    """Beside each specialty stands the drift of all questions: what is too little for each alone may be enough."""
+    drifts = Drifts()
+    few = (0,) * 9 + (ENOUGH - 1,)
+    drifts.expect("calibration", {"a": few, "b": few})
+    fill(drifts, few, "a")
+    fill(drifts, few[::-1], "b")
+    (found,) = drifts.drifts()
+    assert (found.specialty, found.distance) == ("all", 0.5)
+
+
+def test_no_specialty_has_a_name_that_metrics_use() -> None:
+    """The words that stand in the place of a specialty's name in metrics can be no specialty's."""
+    for name in (ALL, BASE, UNKNOWN):
+        with pytest.raises(PluginError, match="can not be a specialty's name"):
+            catalog.check_declaration(Specialty(name, "X", Adapter("x"), examples={"p": ("x?",)}))
