@@ -343,4 +343,5 @@ def policy(settings: Settings) -> Policy:
         ambiguous=settings.ambiguous,
         answer_out_of_scope=settings.out_of_scope == "base",
         max_question_chars=settings.max_question_chars,
+        capture_content=settings.capture_content,
     )

@@ -47,11 +47,15 @@ _BASE_TEMPLATE = "{{ question }}"
 
 
 class Policy(Struct, frozen=True):
-    """What the operator decided about questions. Lengths are in characters."""
+    """What the operator decided about questions. Lengths are in characters.
+
+    `capture_content` puts the words of questions and answers into spans; without it they are nowhere.
+    """
 
     ambiguous: Literal["first", "base", "ask"] = "first"
     answer_out_of_scope: bool = True
     max_question_chars: int = 4000
+    capture_content: bool = False
 
 
 Screenings = Sequence[tuple[str, Screening]]
@@ -117,7 +121,9 @@ class Pipeline:
                 if text:
                     yield Delta(text, ())
                 asked, queue_s = time.perf_counter(), None
-                source = _which(route, edition) if asks_back else self._generate(prompt, sampling, span, entry)
+                source = (
+                    _which(route, edition) if asks_back else self._generate(prompt, sampling, span, entry, question)
+                )
                 async with aclosing(source) as deltas:
                     async for delta in deltas:
                         if first is None:
@@ -192,7 +198,7 @@ class Pipeline:
                 account.adapter, account.label, tokens, reason = prompt.adapter, adapter, 0, None
                 wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
                 entry = edition.catalog.entries.get(adapter)
-                generating = self._generate(wanted, sampling, span, entry, "text_completion")
+                generating = self._generate(wanted, sampling, span, entry, Question(text), "text_completion")
                 async with aclosing(generating) as deltas:
                     async for delta in deltas:
                         tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
@@ -203,7 +209,13 @@ class Pipeline:
             yield Completion(prompt.adapter, account.usage)
 
     def _generate(
-        self, prompt: Prompt, sampling: Sampling, within: Span, entry: Entry | None, operation: str = "chat"
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        within: Span,
+        entry: Entry | None,
+        said: Question,
+        operation: str = "chat",
     ) -> AsyncGenerator[Delta, None]:
         """The engine's deltas, inside a span where anything is traced; `operation` is OpenTelemetry's name for it."""
         if not self._tracing.enabled:
@@ -211,6 +223,8 @@ class Pipeline:
         told: Attributes = {"gen_ai.operation.name": operation}
         if entry is not None:
             told = {**told, "hlo.specialty": entry.specialty.name, **spans.of_adapter(prompt.adapter, entry.version)}
+        if self._policy.capture_content:
+            told = {**told, "gen_ai.input.messages": spans.messages(said)}
         return self._traced(prompt, sampling, within, told)
 
     async def _traced(
@@ -218,7 +232,8 @@ class Pipeline:
     ) -> AsyncGenerator[Delta, None]:
         with self._tracing.span("generate", within) as span:
             prompt = msgspec.structs.replace(prompt, trace=tracing.outgoing(span))
-            watch = spans.Generation(span, prompt, sampling, self.engine.info, told)
+            words = self._policy.capture_content
+            watch = spans.Generation(span, prompt, sampling, self.engine.info, told, words=words)
             try:
                 async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
                     async for delta in deltas:

@@ -176,6 +176,10 @@ class Settings(BaseSettings):
     audit_max_mb: int = Field(default=100, ge=1, description="Size from which the audit log begins a new file.")
     shutdown_grace_s: int = Field(default=20, ge=0, description="Seconds in which running answers may finish.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    capture_content: bool = Field(
+        default=False,
+        description="Put the words of questions and answers into spans; else they are nowhere.",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="Lines of the log: for people, or a JSON object each."
     )

@@ -1,10 +1,12 @@
 """What spans tell of each stage, under OpenTelemetry's names where it has one (semantic conventions for generative AI).
 
-Everything here comes from what operators and plugins declared and from what was counted, nothing from what users wrote.
+Everything here comes from what operators and plugins declared and from what was counted, nothing from what users wrote,
+unless the operator wants just that (`messages`, and a `Generation` with `words`).
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 
@@ -12,7 +14,7 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from hlo.contracts import EngineInfo
-from hlo.records import AdapterVersion, Delta, Prompt, Route, Sampling
+from hlo.records import AdapterVersion, Delta, Prompt, Question, Route, Sampling
 from hlo.telemetry.tracing import Attributes, Tracing, mark
 
 _TOP = 3  # scores that a span tells
@@ -69,8 +71,18 @@ class Work:
 class Generation:
     """Watches one generation, and tells its span of it at the end, however it ends."""
 
-    def __init__(self, span: Span, prompt: Prompt, sampling: Sampling, info: EngineInfo, told: Attributes) -> None:
+    def __init__(
+        self,
+        span: Span,
+        prompt: Prompt,
+        sampling: Sampling,
+        info: EngineInfo,
+        told: Attributes,
+        *,
+        words: bool = False,
+    ) -> None:
         self._span = span
+        self._words: list[str] | None = [] if words else None
         self._prompt = prompt
         self._began = time.perf_counter()
         self._first_s: float | None = None
@@ -97,6 +109,8 @@ class Generation:
             self._first_s = time.perf_counter() - self._began if said is None else said
             self._queue_s, self._cached = delta.queue_s, delta.cached_tokens
         self._tokens += len(delta.token_ids)
+        if self._words is not None:
+            self._words.append(delta.text)
         self._reason = delta.finish_reason or self._reason
 
     def end(self) -> None:
@@ -112,7 +126,20 @@ class Generation:
         if self._first_s is not None:
             told["gen_ai.response.time_to_first_chunk"] = self._first_s
             told["hlo.decode_s"] = max(time.perf_counter() - self._began - self._first_s, 0.0)
+        if self._words is not None:
+            told["gen_ai.output.messages"] = _messages([("assistant", "".join(self._words))])
         self._span.set_attributes(told)
+
+
+def messages(question: Question) -> str:
+    """The words of a question and of the turns before it, as `gen_ai.input.messages` has them."""
+    said = [pair for turn in question.turns for pair in (("user", turn.question), ("assistant", turn.answer))]
+    return _messages([*said, ("user", question.text)])
+
+
+def _messages(said: list[tuple[str, str]]) -> str:
+    told = [{"role": role, "parts": [{"type": "text", "content": words}]} for role, words in said]
+    return json.dumps(told, ensure_ascii=False)
 
 
 def of_request(scope: Mapping[str, object]) -> Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -20,7 +21,7 @@ from hlo.errors import HLOError, InvalidRequest, OutOfScope, SettingsError
 from hlo.pipeline import Policy
 from hlo.plugins import Hooks
 from hlo.plugins.hooks import Hook
-from hlo.records import Answer, Delta, Prompt, Question, Sampling, SamplingOverrides
+from hlo.records import Answer, Delta, Prompt, Question, Sampling, SamplingOverrides, Turn
 from hlo.telemetry import tracing
 from hlo.telemetry.tracing import Tracing
 from hlo.testing import EchoEngine
@@ -361,3 +362,26 @@ def test_spans_are_exported_on_close(
     assert path == "/v1/traces"
     assert b"ask" in body
     assert b"hlo-under-test" in body
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+async def test_words_are_in_spans_only_where_the_operator_wants_them(
+    wanted: bool, make_parts: MakeParts, traced: Tracing, exporter: InMemorySpanExporter
+) -> None:
+    """With HLO_CAPTURE_CONTENT `generate` has the messages in and out, as OpenTelemetry writes them."""
+    parts = make_parts(tracing=traced, policy=Policy(capture_content=wanted))
+    question = Question("heart chest pain", turns=(Turn("heart?", "Go on."),))
+    answer = [event async for event in parts.pipeline.ask(question)][-1]
+    assert isinstance(answer, Answer)
+    told = [dict(span.attributes or {}) for span in exporter.get_finished_spans()]
+    if not wanted:
+        assert "chest" not in str(told)
+        return
+    (generate,) = [one for one in told if "gen_ai.operation.name" in one]
+    said = [(one["role"], one["parts"]) for one in json.loads(str(generate["gen_ai.input.messages"]))]
+    assert said == [
+        (role, [{"type": "text", "content": words}])
+        for role, words in (("user", "heart?"), ("assistant", "Go on."), ("user", "heart chest pain"))
+    ]
+    (written,) = json.loads(str(generate["gen_ai.output.messages"]))
+    assert written == {"role": "assistant", "parts": [{"type": "text", "content": answer.text}]}
