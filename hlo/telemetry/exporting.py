@@ -80,12 +80,10 @@ def provider(version: str) -> tuple[TracerProvider, Callable[[], None]]:
     made.add_span_processor(BatchSpanProcessor(exporter))
 
     def close() -> None:
-        # The exporter would try again and again while nobody answers, and the server could not end.
-        impatient = threading.Timer(GRACE_S, exporter.shutdown)
-        impatient.daemon = True
-        impatient.start()
-        made.shutdown()
-        impatient.cancel()
+        # While nobody answers, the exporter tries again and again: the server ends all the same.
+        sending = threading.Thread(target=made.shutdown, name="hlo-traces", daemon=True)
+        sending.start()
+        sending.join(GRACE_S)
 
     return made, close
 

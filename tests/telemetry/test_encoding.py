@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
@@ -40,6 +40,7 @@ def made(*, kind: SpanKind, attributes: Mapping[str, AttributeValue], remote: bo
     return list(exporter.get_finished_spans())
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(SpanKind),
     st.dictionaries(TEXT.filter(bool), VALUES, max_size=8),
