@@ -8,6 +8,7 @@ sides run in turn, beside each other in memory, with the same engine arguments, 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,10 @@ def rate(ended: list[Ended], load: Load) -> float:
 
 @contextmanager
 def vllm_serve(model: Path, load: Load, arguments: dict[str, Any]) -> Iterator[str]:
-    """vLLM's own server over the same model and adapters, in a process group of its own; gives its address."""
+    """vLLM's own server over the same model and adapters, in a process group of its own; gives its address at once.
+
+    On leaving, its log is told if it never became ready.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     adapters = model.parent / "adapters"
@@ -164,7 +168,7 @@ def vllm_serve(model: Path, load: Load, arguments: dict[str, Any]) -> Iterator[s
     options: list[str] = []
     for name, value in arguments.items():
         flag = f"--{name.replace('_', '-')}"
-        options += [flag] if value is True else [flag, *map(str, value if isinstance(value, list) else [value])]
+        options += [flag] if value is True else [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
     log = (model.parent / "vllm-serve.log").open("wb")
     process = subprocess.Popen(
         [
@@ -180,12 +184,10 @@ def vllm_serve(model: Path, load: Load, arguments: dict[str, Any]) -> Iterator[s
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 300
-        while not _healthy(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"vllm serve did not start:\n{Path(log.name).read_text(errors='replace')[-4000:]}")
-            time.sleep(0.5)
         yield url
+    except TimeoutError:
+        print(f"vllm serve did not start:\n{Path(log.name).read_text(errors='replace')[-4000:]}", flush=True)
+        raise
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -195,11 +197,14 @@ def vllm_serve(model: Path, load: Load, arguments: dict[str, Any]) -> Iterator[s
         log.close()
 
 
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
+async def healthy(url: str, limit_s: float = 300) -> None:
+    """Wait until a server answers `/health`. Raises TimeoutError."""
+    async with asyncio.timeout(limit_s), httpx.AsyncClient(timeout=5) as client:
+        while True:
+            with suppress(httpx.HTTPError):
+                if (await client.get(f"{url}/health")).status_code == 200:
+                    return
+            await asyncio.sleep(0.5)
 
 
 async def run(*, gpu: bool) -> None:
@@ -208,16 +213,19 @@ async def run(*, gpu: bool) -> None:
     config = shapes.MISTRAL_7B if gpu else shapes.TINY
     # Both engines stand on one device: fixed memory, so that neither measures what the other leaves.
     engine: dict[str, Any] = {"max_model_len": 2048, "kv_cache_memory_bytes": (40 if gpu else 1) << 30}
-    engine |= {"gpu_memory_utilization": 0.45} if gpu else {"enforce_eager": True, "dtype": "float32"}
+    if gpu:
+        engine |= {"gpu_memory_utilization": 0.45, "compilation_config": {"cudagraph_capture_sizes": shapes.GRAPHS}}
+    else:
+        engine |= {"enforce_eager": True, "dtype": "float32"}
     processes = 8 if gpu else 1
     with tempfile.TemporaryDirectory() as folder, shaped.installed(Path(folder), config, load.adapters) as model:
         clock = time.perf_counter()
         with vllm_serve(model, load, engine) as peer:
-            print(f"vllm serve is ready after {time.perf_counter() - clock:.0f} s", flush=True)
-            clock = time.perf_counter()
             wanted = shaped.settings(model, engine_arguments=engine, spare_adapters=0)
             runtime = await shaped.start(wanted)
             print(f"HLO is ready after {time.perf_counter() - clock:.0f} s", flush=True)
+            await healthy(peer)
+            print(f"vllm serve is ready after {time.perf_counter() - clock:.0f} s", flush=True)
             with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
                 async with serving(runtime) as url:
                     rows = await measure(runtime, load, pool, {"ask": url, "vllm": peer}, processes)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from benchmarks import shapes
 from benchmarks.eight_bit_agreement import compare, make_checkpoint, prompts_of
-from benchmarks.eight_bit_engine import Engine, Load
+from benchmarks.eight_bit_engine import Engine, Load, stop
 from benchmarks.eight_bit_rows import LIMITS, ROWS, missing, prepare, random_int8
 from benchmarks.report import median, tell
 
@@ -64,7 +64,7 @@ def speed(
     load: Load = size["load"]  # type: ignore[assignment]
     adapters = shapes.adapters(folder / "adapters", config, 4, rank=16)
     needed = loaded or ("bitsandbytes" in names and not missing("bitsandbytes", gpu=gpu, lora=True))
-    checkpoint = random_int8(folder / "int8", config, gpu=gpu) if needed else None
+    checkpoint = random_int8(folder / "checkpoint", config, gpu=gpu) if needed else None
     engines, absent = {}, {}
     for name in names:
         if reason := missing(name, gpu=gpu, lora=True):
@@ -79,7 +79,7 @@ def speed(
                 weights[name] = engine.ready()
             except RuntimeError as error:
                 absent[name] = str(error)
-                engines.pop(name).stop()
+                stop([engines.pop(name)])
         for name, engine in engines.items():
             engine.measure(BRIEF if name in SLOW else load)  # warm
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
@@ -90,8 +90,7 @@ def speed(
                 found[name].append(engine.measure(replace(load, alone=min(load.alone, 16)) if name in SLOW else load))
                 print(name, *(f"{one:.4g}" for one in found[name][-1]), flush=True)
     finally:
-        for engine in engines.values():
-            engine.stop()
+        stop(engines.values())
     print("started after", *(f"{name} {one['started_s']:.0f} s" for name, one in weights.items()), flush=True)
     rows = [_row(name, found, weights) if name in engines else _absent(name, absent[name]) for name in names]
     tell("eight_bit", f"8-bit weights, 4 adapters; limits: {LIMITS}", rows)
@@ -139,16 +138,17 @@ def agreement(folder: Path, names: list[str], *, gpu: bool) -> None:
         else:
             arguments = prepare(name, folder / name, None, checkpoint=checkpoint)
             engines[name] = Engine(name, arguments, [], kv_bytes=256 << 20, gpu=gpu)
-    for name, engine in engines.items():
-        try:
-            engine.ready()
-            told[name] = engine.answer(prompts, 32)
-        except RuntimeError as error:
-            print(f"{name}: {error}", flush=True)
-        finally:
-            engine.stop()
-    if told:
-        tell("eight_bit_agreement", "Do 8-bit weights say the same? The demonstration model", compare(told))
+    try:
+        for name, engine in engines.items():
+            try:
+                engine.ready()
+                told[name] = engine.answer(prompts, 32)
+            except RuntimeError as error:
+                print(f"{name}: {error}", flush=True)
+        if told:
+            tell("eight_bit_agreement", "Do 8-bit weights say the same? The demonstration model", compare(told))
+    finally:
+        stop(engines.values())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import median
+from benchmarks.shapes import GRAPHS
 from hlo.generation.vllm_engine.lora_plugin import KEY
 from hlo.generation.vllm_engine.quantized import DTYPES, Plan
 from hlo.generation.vllm_engine.weights import verify
@@ -72,16 +74,15 @@ class Engine:
         self._pipe.send(("answer", prompts, tokens))
         return self._hear(START_LIMIT_S)  # type: ignore[no-any-return]
 
-    def stop(self) -> None:
-        """End it, and its children."""
-        if self._process.is_alive():
-            try:
-                self._pipe.send(("stop",))
-            except OSError:
-                self._process.terminate()
-            self._process.join(60)
-        if self._process.is_alive():
-            self._process.kill()
+    def leave(self) -> None:
+        """Tell it to end."""
+        with suppress(OSError):  # it is gone already
+            self._pipe.send(("stop",))
+
+    def wait(self) -> None:
+        """Wait until it has ended, but not for long."""
+        self._process.join(20)
+        self._process.kill()
 
     def _hear(self, limit_s: float) -> Any:
         try:
@@ -93,6 +94,15 @@ class Engine:
         if isinstance(told, str):
             raise RuntimeError(told)
         return told
+
+
+def stop(engines: Iterable[Engine]) -> None:
+    """End engines and their children, all at the same time."""
+    chosen = list(engines)
+    for engine in chosen:
+        engine.leave()
+    for engine in chosen:
+        engine.wait()
 
 
 def _run(
@@ -150,8 +160,8 @@ def _start(arguments: dict[str, Any], adapters: list[Path], kv_bytes: int, gpu: 
         # Several engines share the card: the cache's size is given above, and this only guards the start.
         "gpu_memory_utilization": 0.05,
     }
-    if gpu:  # graphs for the batches that come up here: all of vLLM's sizes take a minute more to capture
-        common["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, 64, 128, 192, 256, 384, 512]}
+    if gpu:
+        common["compilation_config"] = {"cudagraph_capture_sizes": GRAPHS}
     else:
         common.pop("gpu_memory_utilization")
     return LLM(**common | (lora if adapters else {}) | arguments)

@@ -4,7 +4,8 @@
     python -m benchmarks.lora            the same in small, on a CPU
 
 The engines are started side by side, each with its share of memory, and then measured one at a time in alternating
-rounds, while the others idle.
+rounds, while the others idle. In each round an engine with adapters is asked without them, too. Ratios are medians of
+the rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 from msgspec import Struct
 
 from benchmarks.report import median, tell
-from benchmarks.shapes import ALL_LINEAR, ATTENTION, MISTRAL_7B, TINY, adapters, model
+from benchmarks.shapes import ALL_LINEAR, ATTENTION, GRAPHS, MISTRAL_7B, TINY, adapters, model
+from hlo.generation.lora_kernels.configs import SHIPPED
 
 TOKENS = 128  # in, and out
 
@@ -38,6 +40,10 @@ class Side(Struct, frozen=True):
     all_layers: bool = False
     limit: float | None = None
 
+    def used(self, load: Load) -> int:
+        """How many adapters are asked for."""
+        return min(self.adapters, load.most_adapters)
+
 
 SIDES = (
     Side("no LoRA"),
@@ -50,7 +56,7 @@ SIDES = (
 
 
 class Load(Struct, frozen=True):
-    """How much is asked: requests at a time and in all, rounds, and the model's shape."""
+    """How much is asked: requests at a time and in all, rounds; the shape; where configurations of kernels are."""
 
     gpu: bool
     clients: int
@@ -59,6 +65,7 @@ class Load(Struct, frozen=True):
     most_adapters: int
     kv_gib: float
     config: dict[str, Any]
+    configs: tuple[str, ...] = ()
 
 
 def engine(side: Side, load: Load, folder: Path, wire: Connection) -> None:
@@ -73,18 +80,17 @@ def engine(side: Side, load: Load, folder: Path, wire: Connection) -> None:
 
     from hlo.generation.vllm_engine.lora_plugin import KEY
 
-    count = min(side.adapters, load.most_adapters)
+    count = side.used(load)
     extra: dict[str, Any] = {}
     if count:
         extra = {"enable_lora": True, "max_loras": count, "max_cpu_loras": count, "max_lora_rank": side.rank}
         if not side.all_layers:
             extra["lora_target_modules"] = list(side.kinds)
         if side.kernels == "hlo":
-            extra["additional_config"] = {KEY: []}
+            extra["additional_config"] = {KEY: list(load.configs)}
     if load.gpu:
         extra |= {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": int(load.kv_gib * 2**30), "dtype": "bfloat16"}
-        # Graphs for the batches that come up here: all of vLLM's sizes take a minute more to capture.
-        extra["compilation_config"] = {"cudagraph_capture_sizes": [1, 8, 64, 128, 192, 256, 384, 512]}
+        extra["compilation_config"] = {"cudagraph_capture_sizes": GRAPHS}
     else:
         extra |= {"enforce_eager": True, "dtype": "float32"}
     clock = time.perf_counter()
@@ -113,13 +119,10 @@ def engine(side: Side, load: Load, folder: Path, wire: Connection) -> None:
             for _ in range(requests)
         ]
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, detokenize=False)
-        wanted = [loras[number % used] for number in range(requests)] if count else None
+        wanted = [loras[number % used] for number in range(requests)] if used else None
         clock = time.perf_counter()
-        done = llm.generate(prompts, sampling, lora_request=wanted, use_tqdm=False)
-        seconds = time.perf_counter() - clock
-        wire.send(
-            {"rate": requests * TOKENS / seconds, "tokens": [tuple(one.outputs[0].token_ids[:8]) for one in done]}
-        )
+        llm.generate(prompts, sampling, lora_request=wanted, use_tqdm=False)
+        wire.send(requests * TOKENS / (time.perf_counter() - clock))
     llm.llm_engine.engine_core.shutdown()
 
 
@@ -136,7 +139,7 @@ def start(sides: list[Side], load: Load, folder: Path) -> dict[str, Connection]:
         adapters(  # before the engines, since they share the files
             folder / f"adapters-{side.rank}-{len(side.kinds)}",
             load.config,
-            min(side.adapters, load.most_adapters),
+            side.used(load),
             rank=side.rank,
             kinds=side.kinds,
         )
@@ -153,33 +156,42 @@ def start(sides: list[Side], load: Load, folder: Path) -> dict[str, Connection]:
 def measure(sides: list[Side], load: Load, wires: dict[str, Connection]) -> list[dict[str, Any]]:
     """Alternating rounds; the median of each side."""
     rates: dict[str, list[float]] = {side.name: [] for side in sides}
+    without: dict[str, list[float]] = {side.name: [] for side in sides}
     alone: dict[str, list[float]] = {side.name: [] for side in sides}
-    first = {}
 
-    def ask(side: Side, requests: int, used: int) -> Any:
+    def ask(side: Side, requests: int, used: int) -> float:
         wires[side.name].send((requests, used))
-        return wires[side.name].recv()
+        return float(wires[side.name].recv())
 
-    for side in sides:
-        first[side.name] = ask(side, load.clients, min(side.adapters, load.most_adapters))["tokens"]
-    for _ in range(load.rounds):
+    for side in sides:  # warm
+        for used in {0, side.used(load)}:
+            ask(side, load.clients, used)
+    for number in range(load.rounds):
         for side in sides:
-            rates[side.name].append(ask(side, load.requests, min(side.adapters, load.most_adapters))["rate"])
-            alone[side.name].append(1000 / ask(side, 1, 1)["rate"])
-    base, base_alone = median(rates[sides[0].name]), median(alone[sides[0].name])
+            rates[side.name].append(ask(side, load.requests, side.used(load)))
+            without[side.name].append(ask(side, load.requests, 0) if side.adapters else rates[side.name][-1])
+            alone[side.name].append(1000 / ask(side, 1, min(side.adapters, 1)))
+            print(f"round {number + 1}, {side.name}: {rates[side.name][-1]:,.0f} tokens/s", flush=True)
+    base = sides[0].name
     return [
         {
             "": side.name,
-            "adapters": min(side.adapters, load.most_adapters),
+            "adapters": side.used(load),
             "tokens/s": median(rates[side.name]),
-            "of no LoRA": median(rates[side.name]) / base,
+            "of no LoRA": ratio(rates[side.name], rates[base]),
+            "of itself without": ratio(rates[side.name], without[side.name]),
             "wanted": side.limit or "",
             "alone, ms a token": median(alone[side.name]),
-            "of no LoRA (<= 1.05)": median(alone[side.name]) / base_alone,
+            "of no LoRA (<= 1.05)": ratio(alone[side.name], alone[base]),
             "spread": f"{min(rates[side.name]):,.0f} to {max(rates[side.name]):,.0f}",
         }
         for side in sides
     ]
+
+
+def ratio(some: list[float], others: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return median([a / b for a, b in zip(some, others, strict=True)])
 
 
 def stop(wires: dict[str, Connection]) -> None:
@@ -200,11 +212,14 @@ def main() -> None:
     parser.add_argument("--sides", default="", help="Only those whose numbers are named, with commas between: 0,3,4")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, help="Fewer layers than the model has.")
+    parser.add_argument(
+        "--configs", default=[str(SHIPPED)], nargs="*", help="Folders with configurations of HLO's kernels."
+    )
     given = parser.parse_args()
     chosen = [SIDES[int(one)] for one in given.sides.split(",")] if given.sides else list(SIDES)
     if given.gpu:
         config = MISTRAL_7B | ({"num_hidden_layers": given.layers} if given.layers else {})
-        load = Load(True, 256, 512, given.rounds, 256, 9.5, config)
+        load = Load(True, 256, 512, given.rounds, 256, 9.5, config, tuple(given.configs))
     else:
         chosen = [side for side in chosen if side.kernels == "engine"]  # HLO's kernels are for GPUs
         load = Load(False, 8, 16, 1, 4, 1, TINY)

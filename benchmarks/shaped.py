@@ -20,7 +20,6 @@ from hlo import assemble
 from hlo.assemble import Runtime
 from hlo.catalog import Entry
 from hlo.contracts import Engine
-from hlo.generation.prompting import Tokenizer
 from hlo.settings import Settings, load_settings
 from hlo.telemetry.metrics import Metrics
 
@@ -108,7 +107,7 @@ def settings(model: Path, **more: Any) -> Settings:
 async def start(wanted: Settings) -> Runtime:
     """Start HLO, as `hlo serve` does, but for the check that each adapter has an effect."""
 
-    async def only_load(entry: Entry, engine: Engine, _: Tokenizer) -> float:
+    async def only_load(entry: Entry, engine: Engine, *_: object) -> float:
         await engine.load(entry.adapter)
         return 0.0
 

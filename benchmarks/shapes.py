@@ -48,6 +48,9 @@ TINY: dict[str, Any] = MISTRAL_7B | {
 }
 """The same in small, for machines without a GPU."""
 
+GRAPHS = [1, 8, 16, 32, 64, 128, 192, 256, 384, 512]
+"""The batches that come up in benchmarks: to capture CUDA graphs for all of vLLM's sizes takes a minute more."""
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 

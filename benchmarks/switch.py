@@ -13,7 +13,8 @@ from collections.abc import Mapping
 import msgspec
 
 from benchmarks.report import median, tell
-from hlo.assemble import assemble, start_engine
+from hlo import engines
+from hlo.assemble import assemble
 from hlo.catalog import Catalog
 from hlo.plugins import Hooks
 from hlo.service.state import Service
@@ -47,7 +48,7 @@ async def run() -> None:
         for name in names[:REBUILDS]:
             entries: Mapping[str, object] = {name: catalog.entries[name]}
             clock = time.perf_counter()
-            engine = await start_engine(settings, model, msgspec.structs.replace(catalog, entries=entries), Hooks())
+            engine = await engines.start(settings, model, msgspec.structs.replace(catalog, entries=entries), Hooks())
             await engine.load(catalog.entries[name].adapter)
             rebuilds.append(time.perf_counter() - clock)
             await engine.close()

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 from threadpoolctl import threadpool_limits
 
 import hlo
-from hlo import catalog, plugins
+from hlo import catalog, engines, plugins
 from hlo.catalog import Catalog, Entry
-from hlo.contracts import Encoder, Engine, EngineOptions, StartEngine
+from hlo.contracts import Encoder, Engine
 from hlo.edition import Edition
-from hlo.errors import CalibrationError, HLOError, PluginError, SettingsError
+from hlo.errors import CalibrationError, HLOError, PluginError
 from hlo.generation import adapters, base_model, prompting, uses
 from hlo.generation.adapters import Located
+from hlo.generation.alongside import both
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
 from hlo.generation.prompting import Tokenizer
@@ -36,13 +37,15 @@ from hlo.routing.cache import CachedEncoder
 from hlo.routing.decision import Scale, Thresholds
 from hlo.routing.router import Basis, Router
 from hlo.settings import Settings
+from hlo.telemetry import tracing as traces
+from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import Metrics
-from hlo.telemetry.tracing import Tracing
+from hlo.telemetry.spans import of_adapter
+from hlo.telemetry.tracing import NOBODY, UNTRACED, Span, Spans, Tracing
 
 logger = logging.getLogger("hlo")
 
 Report = Callable[[str], None]
-T = TypeVar("T")
 
 
 class Runtime(Struct, frozen=True):
@@ -56,6 +59,7 @@ class Runtime(Struct, frozen=True):
     pipeline: Pipeline
     metrics: Metrics
     tracing: Tracing
+    audit: Audit | None = None
 
     async def close(self) -> None:
         """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
@@ -63,38 +67,60 @@ class Runtime(Struct, frozen=True):
         await self.pipeline.engine.close()
         await asyncio.to_thread(uses.remember, self.pipeline.uses, self.settings.cache_dir.expanduser())
         await asyncio.to_thread(self.pipeline.edition.hooks.close, self.settings.shutdown_grace_s)
-        self.tracing.close()
+        await asyncio.to_thread(self.tracing.close)
+        if self.audit is not None:
+            self.audit.close()
 
 
 async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
     """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`."""
-    tracing = Tracing.from_environment(hlo.__version__)
-    report("looking for the base model")
-    model = await asyncio.to_thread(find_model, settings)
-    report("checking plugins and adapters")
-    found, hooks = await asyncio.to_thread(collect, settings, model)
-    report("loading the encoder")
-    encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
-    report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
-    tokenizer = await asyncio.to_thread(load_tokenizer, model)
-    specialties = [entry.specialty for entry in found.entries.values()]
-    engine, (groups, unroutable, others) = await _both(
-        start_engine(settings, model, found, hooks), _embed_all(settings, specialties, encoder)
-    )
+    key, audit = settings.audit_key, None
+    if settings.audit_log is not None and key is not None:
+        audit = await asyncio.to_thread(
+            Audit.open, settings.audit_log, key.get_secret_value(), settings.audit_max_mb << 20
+        )
     try:
-        found = catalog.keep(found, unroutable)
-        report("loading the adapters and checking that each changes the output")
-        order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
-        errors = {name: await load(found.entries[name], engine, tokenizer, metrics) for name in order}
-        found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
+        return await _assemble(settings, metrics, report, audit)
     except BaseException:
-        await engine.close()
+        if audit is not None:
+            audit.close()
         raise
+
+
+async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit: Audit | None) -> Runtime:
+    tracing = Tracing.from_environment(hlo.__version__)
+    with tracing.span("start", attributes={"hlo.version": hlo.__version__}) as start:
+        spans = tracing.under(start)
+        report("looking for the base model")
+        with spans("find model"):
+            model = await asyncio.to_thread(find_model, settings)
+        report("checking plugins and adapters")
+        with spans("plugins") as span:
+            found, hooks = await asyncio.to_thread(collect, settings, model, spans=tracing.under(span))
+        report("loading the encoder")
+        with spans("load encoder", {"hlo.encoder": settings.encoder}):
+            encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
+        report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
+        tokenizer = await asyncio.to_thread(load_tokenizer, model)
+        specialties = [entry.specialty for entry in found.entries.values()]
+        engine, (groups, unroutable, others) = await both(
+            engines.start(settings, model, found, hooks, tracing, start),
+            _embed_all(settings, specialties, encoder, spans),
+        )
+        try:
+            found = catalog.keep(found, unroutable)
+            report("loading the adapters and checking that each changes the output")
+            order = await asyncio.to_thread(uses.rarest_first, found.entries, settings.cache_dir.expanduser())
+            errors = {name: await load(found.entries[name], engine, tokenizer, metrics, spans) for name in order}
+            found = catalog.keep(found, {name: error for name in found.entries if (error := errors[name])})
+        except BaseException:
+            await engine.close()
+            raise
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     edition.announce(metrics)
-    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing)
-    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing)
+    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit)
+    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit)
 
 
 async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
@@ -108,10 +134,10 @@ async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
     return make_router(settings, encoder, groups, others), encoder
 
 
-def discover(settings: Settings, *, fresh: bool = False) -> Discovery:
+def discover(settings: Settings, *, fresh: bool = False, watch: plugins.Watch = nullcontext) -> Discovery:
     """Ask the installed plugins that the settings choose; `fresh` imports them anew. Raises `SettingsError`."""
     return plugins.discover(
-        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh
+        plugins.installed(), chosen=settings.plugins, timeout_s=settings.plugin_timeout_s, fresh=fresh, watch=watch
     )
 
 
@@ -157,7 +183,9 @@ def hub(settings: Settings) -> Hub:
     return Hub.open(settings.lock_file, production=settings.mode == "production")
 
 
-def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tuple[Catalog, Hooks]:
+def collect(
+    settings: Settings, model: BaseModel, *, fresh: bool = False, spans: Spans = UNTRACED
+) -> tuple[Catalog, Hooks]:
     """Ask the installed plugins, and check what they offer against the base model.
 
     `fresh` imports them anew, for a reload.
@@ -173,7 +201,7 @@ def collect(settings: Settings, model: BaseModel, *, fresh: bool = False) -> tup
             )
         return check_adapter(settings, model, specialty, remote)[1]
 
-    found = discover(settings, fresh=fresh)
+    found = discover(settings, fresh=fresh, watch=lambda name: spans("load plugin", {"hlo.plugin": name}))
     return catalog.build(found.offers, found.refusals, check, found.off), found.hooks
 
 
@@ -270,142 +298,41 @@ def make_edition(
 
 
 async def _embed_all(
-    settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder
+    settings: Settings, specialties: Iterable[Specialty], encoder: BatchingEncoder, spans: Spans = UNTRACED
 ) -> tuple[tuple[Group, ...], Mapping[str, HLOError], Background]:
     """The specialties' groups, what is wrong with the others, and the background."""
-    groups, errors = await embed(settings, specialties, encoder)
-    return groups, errors, await embed_background(settings, encoder)
+    with spans("embed examples"):
+        groups, errors = await embed(settings, specialties, encoder)
+        return groups, errors, await embed_background(settings, encoder)
 
 
 def _cached(settings: Settings, encoder: BatchingEncoder) -> Encoder:
     return CachedEncoder(encoder.blocking(), settings.cache_dir.expanduser() / "embeddings")
 
 
-def find_engine(settings: Settings, hooks: Hooks) -> StartEngine:
-    """The engine that the settings ask for, and a line in the log that says which. Raises `HLOError`."""
-    from hlo.generation import transformers_engine, vllm_engine
-
-    name, reason = settings.engine, "as HLO_ENGINE says"
-    if name == "auto":
-        name = "vllm" if vllm_engine.version() else "transformers"
-        reason = "" if name == "vllm" else "since vLLM is not installed: good for trying out, slow for many users"
-    known: Mapping[str, tuple[StartEngine, str | None, str]] = {
-        "vllm": (
-            vllm_engine.VllmEngine.start,
-            vllm_engine.version(),
-            "`pip install 'hlo[gpu]'` on a GPU machine, `'hlo[cpu]'` elsewhere.",
-        ),
-        "transformers": (
-            transformers_engine.TransformersEngine.start,
-            transformers_engine.version(),
-            "`pip install 'hlo[gpu]'` on a GPU machine, 'hlo[cpu]' or 'hlo[transformers]' elsewhere.",
-        ),
-    }
-    if name in known:
-        start, version, remedy = known[name]
-        if version is None:
-            missing = "vLLM" if name == "vllm" or settings.engine == "auto" else "peft, which the engine needs,"
-            raise SettingsError(f"{missing} is not installed.", remedy=remedy)
-        logger.info("engine: %s %s%s", name, version, f", {reason}" if reason else "")
-        return start
-    offered = hooks.find_engine(name)
-    if offered is None:
-        raise SettingsError(
-            f"HLO_ENGINE={name} is no engine that HLO or an installed plugin has.",
-            remedy="Take auto, vllm or transformers, or install the plugin that offers it.",
-        )
-    logger.info("engine: %s, from a plugin", name)
-    return offered
-
-
-async def start_engine(settings: Settings, model: BaseModel, found: Catalog, hooks: Hooks) -> Engine:
-    """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`."""
-    from hlo.generation import vllm_engine
-
-    start = find_engine(settings, hooks)
-    options = engine_options(settings, model, found, device(settings))
-    if options.slots and start == vllm_engine.VllmEngine.start and vllm_engine.needs_null(options.device):
-        kinds, store = frozenset(options.kinds), settings.cache_dir.expanduser()
-        null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
-        options = msgspec.structs.replace(options, null=null)
-    logger.info("engine: %s", options.reason)
-    return await start(options)
-
-
-def engine_options(
-    settings: Settings, model: BaseModel, found: Catalog, chosen: Literal["cpu", "cuda"]
-) -> EngineOptions:
-    """How the engine is to run, derived from the settings and from the adapters that are installed."""
-    versions = [entry.adapter for entry in found.entries.values()]
-    kinds = {kind for version in versions for kind in version.modules}
-    kinds = kinds or {name.rpartition(".")[2] for name in model.linears}
-    slots = len(versions) + settings.spare_adapters
-    options = EngineOptions(
-        model=model.folder,
-        name=model.name,
-        device=chosen,
-        dtype="float32" if settings.dtype == "auto" and chosen == "cpu" else settings.dtype,
-        quantization=settings.effective_quantization,
-        slots=slots,
-        spare=settings.spare_adapters,
-        resident=settings.adapter_slots if settings.adapter_slots and settings.adapter_slots < slots else None,
-        turn_s=settings.adapter_turn_s,
-        rank=max((version.rank for version in versions), default=settings.max_lora_rank),
-        kinds=tuple(sorted(kinds)),
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        kv_cache_dtype=settings.kv_cache_dtype,
-        max_queued_requests=settings.max_queued_requests,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
-        enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
-        shutdown_grace_s=settings.shutdown_grace_s,
-        log_level=settings.log_level,
-        lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
-        lora_configs=lora_configs(settings),
-        arguments=settings.engine_arguments,
-    )
-    return msgspec.structs.replace(options, reason=_reason(options, versions))
-
-
-def _reason(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
-    """What room for adapters the engine is started with, and which of the installed ones ask for it."""
-    if not options.slots:
-        return "room for no adapter: none is installed, and HLO_SPARE_ADAPTERS is 0"
-    highest = max(versions, key=lambda version: version.rank, default=None)
-    rank = f"as `{highest.name}` has" if highest else "HLO_MAX_LORA_RANK, since none is installed"
-    touched = "which they touch" if versions else "all that the base model has"
-    room = f"{options.slots} adapter{'s' if options.slots > 1 else ''}"
-    return (
-        f"room for {room} ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks up to "
-        f"{options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
-    )
-
-
-def lora_configs(settings: Settings) -> tuple[Path, ...]:
-    """The folders in which HLO's LoRA kernels find what was tuned."""
-    return (settings.cache_dir.expanduser().absolute() / "lora-kernels",)
-
-
-async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer) -> float:
+async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within: Span = NOBODY) -> float:
     """Load an adapter; the largest change that it makes to a token's log-probability. Raises any `HLOError`."""
     specialty = entry.specialty
     # Of the specialty's own kind of question, so that the adapter has something to say about it.
     example = next((one for part in specialty.examples.values() for one in part), specialty.title)
     await engine.load(entry.adapter)
-    return await check_effect(engine, prompting.build(example, specialty.template, tokenizer, entry.adapter))
+    prompt = prompting.build(example, specialty.template, tokenizer, entry.adapter)
+    return await check_effect(engine, msgspec.structs.replace(prompt, trace=traces.outgoing(within)))
 
 
-async def load(entry: Entry, engine: Engine, tokenizer: Tokenizer, metrics: Metrics) -> HLOError | None:
+async def load(
+    entry: Entry, engine: Engine, tokenizer: Tokenizer, metrics: Metrics, spans: Spans = UNTRACED
+) -> HLOError | None:
     """Load an adapter and show that it has an effect; what is wrong with it, if anything. Raises `EngineDead`."""
-    try:
-        await show_effect(entry, engine, tokenizer)
-    except HLOError as error:
-        metrics.loaded(entry.specialty.name, done=False)
-        await engine.check_health()
-        await engine.unload(entry.adapter)
-        return error
+    with spans("load adapter", of_adapter(entry.adapter, entry.version)) as span:
+        try:
+            span.set_attribute("hlo.adapter.effect", await show_effect(entry, engine, tokenizer, span))
+        except HLOError as error:
+            traces.mark(span, error)
+            metrics.loaded(entry.specialty.name, done=False)
+            await engine.check_health()
+            await engine.unload(entry.adapter)
+            return error
     metrics.loaded(entry.specialty.name, done=True)
     return None
 
@@ -417,30 +344,3 @@ def policy(settings: Settings) -> Policy:
         answer_out_of_scope=settings.out_of_scope == "base",
         max_question_chars=settings.max_question_chars,
     )
-
-
-def device(settings: Settings) -> Literal["cpu", "cuda"]:
-    """Where the model is to run. Raises `SettingsError` when that is not there."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise SettingsError(
-            "HLO_DEVICE=cuda, but no CUDA device is usable.",
-            remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
-        )
-    return "cuda" if available and settings.device != "cpu" else "cpu"
-
-
-async def _both(starting: Coroutine[Any, Any, Engine], other: Coroutine[Any, Any, T]) -> tuple[Engine, T]:
-    """Do both at once; when one fails, no engine stays behind."""
-    engine, result = asyncio.create_task(starting), asyncio.create_task(other)
-    try:
-        return await asyncio.gather(engine, result)
-    except BaseException:
-        engine.cancel()
-        result.cancel()
-        started, _ = await asyncio.gather(engine, result, return_exceptions=True)
-        if not isinstance(started, BaseException):
-            await started.close()
-        raise

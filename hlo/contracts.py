@@ -45,7 +45,9 @@ class EngineOptions(Struct, frozen=True):
     adapter that changes nothing, for an engine that can not compute a request without one right beside others. Of the
     slots, `spare` are for adapters to come. `lora_kernels` says whose kernels add LoRA on a GPU, and `lora_configs` are
     the folders in which HLO's find what was tuned, in order. `arguments` are the operator's own, in the engine's words,
-    and come before all else. `reason` says why there are so many slots, of that rank and those kinds.
+    and come before all else. `reason` says why there are so many slots, of that rank and those kinds. An engine that
+    makes spans of its own finds in `trace_environment`, under OpenTelemetry's names, where they go, and in TRACEPARENT
+    the span that its start belongs to; empty: nobody wants them.
     """
 
     model: Path
@@ -70,10 +72,12 @@ class EngineOptions(Struct, frozen=True):
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
     log_level: str = "warning"
+    log_format: Literal["console", "json"] = "console"
     lora_kernels: Literal["hlo", "engine"] = "engine"
     lora_configs: tuple[Path, ...] = ()
     arguments: Mapping[str, Any] = {}
     reason: str = ""
+    trace_environment: Mapping[str, str] = {}
 
 
 class EngineInfo(Struct, frozen=True):

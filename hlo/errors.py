@@ -14,6 +14,7 @@ HLOError
 ├── AdapterError           an adapter's files can not be used with this base model
 ├── ModelError             the base model can not be found or read
 ├── EncoderError           the encoder can not be loaded, or failed
+├── AuditError             an answer can not be recorded in the audit log
 ├── CalibrationError       routing can not be calibrated with these questions, or a calibration can not be used
 └── EngineError            the engine failed
     ├── OutOfMemory        the model, its adapters and a useful KV cache do not fit the device
@@ -97,6 +98,10 @@ class EncoderError(HLOError):
 
 class CalibrationError(HLOError):
     """Routing can not be calibrated with these questions, or a calibration can not be used."""
+
+
+class AuditError(HLOError):
+    """An answer can not be recorded in the audit log, and is not given."""
 
 
 class EngineError(HLOError):

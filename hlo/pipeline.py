@@ -11,11 +11,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind
 
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
@@ -37,9 +37,11 @@ from hlo.records import (
     Timings,
     Usage,
 )
-from hlo.telemetry import tracing
+from hlo.telemetry import spans, tracing
+from hlo.telemetry.account import Account
+from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import UNKNOWN, Metrics
-from hlo.telemetry.tracing import Tracing
+from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
 
 _BASE_TEMPLATE = "{{ question }}"
 
@@ -66,6 +68,7 @@ class Pipeline:
         policy: Policy,
         metrics: Metrics,
         tracing: Tracing,
+        audit: Audit | None = None,
     ) -> None:
         self.edition = edition
         self.engine = engine
@@ -74,6 +77,7 @@ class Pipeline:
         self._policy = policy
         self._metrics = metrics
         self._tracing = tracing
+        self._audit = audit
 
     @property
     def catalog(self) -> Catalog:
@@ -81,136 +85,147 @@ class Pipeline:
         return self.edition.catalog
 
     async def ask(
-        self, question: Question, caller: Context | None = None, *, whole: bool = False
+        self, question: Question, caller: Span = NOBODY, *, whole: bool = False
     ) -> AsyncGenerator[Route | Delta | Answer, None]:
-        """Answer a question. `caller` is the trace that it belongs to; `whole` says that nobody reads the deltas.
+        """Answer a question. `caller` is the span that it belongs to; `whole` says that nobody reads the deltas.
 
         Raises any `HLOError`.
         """
         clock = time.perf_counter()
-        route: Route | None = None
-        label, outcome = UNKNOWN, "error"
-        self._metrics.started()
-        try:
-            with (
-                self.edition.use() as edition,
-                self._tracing.span("hlo.ask", caller or Context(), kind=SpanKind.SERVER) as span,
-            ):
-                within, recorded = tracing.inside(span), _recorded(span)
+        with Account("ask", question.text, self.engine.info.model, self._metrics, self._audit) as account:
+            with self.edition.use() as edition, self._tracing.whole("ask", caller) as span:
+                account.trace_id = tracing.trace_id(span)
                 self._check(question.text, "$.question")
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
-                screened = await self._screen(question, edition, within)
-                route = await self._route(question, screened, edition, within)
+                screened = await self._screen(question, edition, span)
+                account.route = route = await self._route(question, screened, edition, span)
                 routed = time.perf_counter()
                 entry = self._specialist(route, edition)
+                account.specialty = entry.specialty.name if entry else None
                 asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
-                label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
-                span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": label})
-                prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
+                account.label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
+                span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": account.label})
+                with self._tracing.span("prompt", span) as prompting_span:
+                    prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
+                    prompting_span.set_attribute("hlo.prompt.tokens", len(prompt.token_ids))
+                account.adapter, account.usage = prompt.adapter, Usage(len(prompt.token_ids), 0)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
                 yield route
 
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
                     yield Delta(text, ())
-                with self._tracing.span("hlo.generate", within) as generating:
-                    if prompt.adapter:
-                        generating.set_attribute("hlo.adapter", prompt.adapter.engine_name)
-                    asked, cached, queued = time.perf_counter(), 0, None
-                    source = _which(route, edition) if asks_back else self.engine.generate(prompt, sampling)
-                    async with aclosing(source) as deltas:
-                        async for delta in deltas:
-                            if first is None:
-                                said, cached, queued = delta.first_token_s, delta.cached_tokens, delta.queued_s
-                                first = time.perf_counter() if said is None else asked + said
-                            text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
-                            yield delta
+                asked, queue_s = time.perf_counter(), None
+                source = _which(route, edition) if asks_back else self._generate(prompt, sampling, span, entry)
+                async with aclosing(source) as deltas:
+                    async for delta in deltas:
+                        if first is None:
+                            said, account.cached, queue_s = delta.first_token_s, delta.cached_tokens, delta.queue_s
+                            first = time.perf_counter() if said is None else asked + said
+                        text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
+                        account.usage = Usage(len(prompt.token_ids), tokens)
+                        yield delta
 
                 answer = Answer(
                     text=text,
                     route=route,
-                    specialty=entry.specialty.name if entry else None,
+                    specialty=account.specialty,
                     adapter=prompt.adapter,
                     model=self.engine.info.model,
-                    usage=Usage(len(prompt.token_ids), tokens),
+                    usage=account.usage,
                     timings=Timings(
                         route_ms=(routed - clock) * 1000,
                         first_token_ms=(first - clock) * 1000 if first else None,
                         total_ms=(time.perf_counter() - clock) * 1000,
                     ),
                     finish_reason=reason or "abort",
-                    trace_id=tracing.trace_id(span),
+                    trace_id=account.trace_id,
                     notices=notices,
                 )
+                account.keep(answer.finish_reason)
                 edition.hooks.observe(question, answer)
-            outcome = answer.finish_reason
             self.uses.update([answer.specialty] if answer.specialty else ())
-            self._metrics.answered(answer, label, cached, queued, recorded)
+            self._metrics.answered(answer, account.label, account.cached, queue_s, _recorded(span))
             yield answer
-        except (GeneratorExit, asyncio.CancelledError):
-            outcome = "abort" if outcome == "error" else outcome
-            raise
-        except (InvalidRequest, OutOfScope, QuestionRefused):
-            outcome = "refused"
-            raise
-        finally:
-            self._metrics.finished(label, route.status if route else UNKNOWN, outcome)
 
-    async def route(self, questions: Sequence[str]) -> tuple[Route, ...]:
+    async def route(self, questions: Sequence[str], caller: Span = NOBODY) -> tuple[Route, ...]:
         """Route questions without answering them. Raises `InvalidRequest` or `EncoderError`."""
         for number, question in enumerate(questions):
             self._check(question, f"$.question[{number}]" if len(questions) > 1 else "$.question")
         with self.edition.use() as edition:
             screening = asyncio.create_task(_screen_each(questions, edition))  # in other threads than the encoder's
             try:
-                clock = time.perf_counter()
-                routes = await edition.router.route_many(questions)
-                took = time.perf_counter() - clock
-                for one in routes:
-                    self._metrics.routed(one, took)
+                with self._tracing.span("route", caller, {"hlo.questions": len(questions)}) as span:
+                    clock = time.perf_counter()
+                    watch = spans.Work() if span.is_recording() else None
+                    routes = await edition.router.route_many(questions, watch)
+                    took, trace = time.perf_counter() - clock, _recorded(span)
+                    for one in routes:
+                        self._metrics.routed(one, took, trace)
+                    if watch is not None:
+                        watch.tell(self._tracing, span)
                 screened = await screening
             finally:
                 screening.cancel()
             return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
-        self, text: str, adapter: str, overrides: SamplingOverrides, *, whole: bool = False
+        self, text: str, adapter: str, overrides: SamplingOverrides, caller: Span = NOBODY, *, whole: bool = False
     ) -> AsyncGenerator[Delta | Completion, None]:
         """Continue a raw prompt with the adapter of that name (`base`: none): deltas, then what did it.
 
-        `whole`: as for `ask`. Raises any `HLOError`.
+        `caller` and `whole`: as for `ask`. Raises any `HLOError`.
         """
-        label, usage, cached, outcome = UNKNOWN, None, 0, "error"
-        self._metrics.started()
-        try:
-            with self.edition.use() as edition:
+        with Account("generate", text, self.engine.info.model, self._metrics, self._audit) as account:
+            with self.edition.use() as edition, self._tracing.whole("complete", caller) as span:
+                account.trace_id = tracing.trace_id(span)
                 if not text:
                     raise InvalidRequest(
                         "The prompt is empty.", field="$.prompt", remedy="Send at least one character."
                     )
-                prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
-                label = adapter
-                sampling = prompting.fit(
-                    prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
-                )
-                tokens, reason = 0, None
+                with self._tracing.span("prompt", span):
+                    prompt = prompting.raw(text, self._tokenizer, edition.catalog.adapter(adapter, field="$.adapter"))
+                    sampling = prompting.fit(
+                        prompt, Sampling().override(overrides), self.engine.info.max_model_len, field="$.prompt"
+                    )
+                account.adapter, account.label, tokens, reason = prompt.adapter, adapter, 0, None
                 wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
-                async with aclosing(self.engine.generate(wanted, sampling)) as deltas:
+                entry = edition.catalog.entries.get(adapter)
+                generating = self._generate(wanted, sampling, span, entry, "text_completion")
+                async with aclosing(generating) as deltas:
                     async for delta in deltas:
                         tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
-                        cached = cached or delta.cached_tokens
+                        account.cached = account.cached or delta.cached_tokens
+                        account.usage = Usage(len(prompt.token_ids), tokens)
                         yield delta
-                usage, outcome = Usage(len(prompt.token_ids), tokens), reason or "abort"
-            yield Completion(prompt.adapter, usage)
-        except (GeneratorExit, asyncio.CancelledError):
-            outcome = "abort" if outcome == "error" else outcome
-            raise
-        except InvalidRequest:
-            outcome = "refused"
-            raise
-        finally:
-            self._metrics.completed(label, outcome, usage, cached)
+                account.keep(reason or "abort")
+            yield Completion(prompt.adapter, account.usage)
+
+    def _generate(
+        self, prompt: Prompt, sampling: Sampling, within: Span, entry: Entry | None, operation: str = "chat"
+    ) -> AsyncGenerator[Delta, None]:
+        """The engine's deltas, inside a span where anything is traced; `operation` is OpenTelemetry's name for it."""
+        if not self._tracing.enabled:
+            return self.engine.generate(prompt, sampling)
+        told: Attributes = {"gen_ai.operation.name": operation}
+        if entry is not None:
+            told = {**told, "hlo.specialty": entry.specialty.name, **spans.of_adapter(prompt.adapter, entry.version)}
+        return self._traced(prompt, sampling, within, told)
+
+    async def _traced(
+        self, prompt: Prompt, sampling: Sampling, within: Span, told: Attributes
+    ) -> AsyncGenerator[Delta, None]:
+        with self._tracing.span("generate", within) as span:
+            prompt = msgspec.structs.replace(prompt, trace=tracing.outgoing(span))
+            watch = spans.Generation(span, prompt, sampling, self.engine.info, told)
+            try:
+                async with aclosing(self.engine.generate(prompt, sampling)) as deltas:
+                    async for delta in deltas:
+                        watch.saw(delta)
+                        yield delta
+            finally:
+                watch.end()
 
     def _check(self, question: str, field: str) -> None:
         if not question.strip():
@@ -222,32 +237,37 @@ class Pipeline:
                 remedy="Shorten it, or raise HLO_MAX_QUESTION_CHARS.",
             )
 
-    async def _screen(self, question: Question, edition: Edition, within: Context) -> Screenings:
+    async def _screen(self, question: Question, edition: Edition, within: Span) -> Screenings:
         """What the plugins say of the question. Raises `QuestionRefused`."""
         if not edition.hooks.screens:
             return ()
-        with self._tracing.span("hlo.screen", within) as span:
-            screened = await edition.hooks.screen(question, tuple(edition.catalog.entries))
-            span.set_attribute("hlo.notices", [plugin for plugin, said in screened if said.notice])
+        with self._tracing.span("screen", within) as span:
+            failed = partial(spans.plugin_failed, span)
+            screened = await edition.hooks.screen(question, tuple(edition.catalog.entries), failed)
+            if noticing := [plugin for plugin, said in screened if said.notice]:
+                span.set_attribute("hlo.notices", noticing)
             for plugin, said in screened:
                 if said.refusal:
                     span.set_attribute("hlo.refused_by", plugin)
                     raise QuestionRefused(said.refusal, remedy=f"The plugin `{plugin}` decided so.")
             return screened
 
-    async def _route(self, question: Question, screened: Screenings, edition: Edition, within: Context) -> Route:
+    async def _route(self, question: Question, screened: Screenings, edition: Edition, within: Span) -> Route:
         """The pinned specialty, or the router's decision."""
         if question.specialty is not None:
             edition.catalog.find(question.specialty, field="$.specialty")
             return Route("routed", question.specialty, pinned_by="request")
         if (pinned := _pinned(screened)) is not None:
             return pinned
-        with self._tracing.span("hlo.route", within) as span:
+        with self._tracing.span("route", within) as span:
             clock = time.perf_counter()
-            route = await edition.router.route(question.text, [turn.question for turn in question.turns])
+            watch = spans.Work() if span.is_recording() else None
+            route = await edition.router.route(question.text, [turn.question for turn in question.turns], watch)
             took = time.perf_counter() - clock
             self._metrics.routed(route, took, _recorded(span), later=bool(question.turns))
-            span.set_attributes({"hlo.route.status": route.status, "hlo.route.margin": route.margin})
+            if watch is not None:
+                span.set_attributes(spans.of_route(route, edition.router.encoder))
+                watch.tell(self._tracing, span)
             return route
 
     def _specialist(self, route: Route, edition: Edition) -> Entry | None:

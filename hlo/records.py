@@ -186,20 +186,22 @@ class Route(Struct, frozen=True):
 class Prompt(Struct, frozen=True):
     """What goes to the engine: token ids, and the adapter that is to answer (None: the base model).
 
-    `whole` says that nobody reads along: an engine may keep the text to the end, and give it in one delta.
+    `whole` says that nobody reads along: an engine may keep the text to the end, and give it in one delta. `trace` are
+    the W3C headers of the span that it belongs to, for an engine that makes spans of its own.
     """
 
     token_ids: tuple[int, ...]
     adapter: AdapterVersion | None = None
     whole: bool = False
+    trace: Mapping[str, str] = {}
 
 
 class Delta(Struct, frozen=True):
     """A piece of generated text and the tokens behind it; the last delta carries `finish_reason`.
 
     `first_token_s` is how long after it was asked the engine had its first token, where it says so: a delta with a
-    whole text comes much later. `queued_s` is how much of that it only waited, where it says so. `cached_tokens` are
-    those of the prompt's that it did not have to compute.
+    whole text comes much later. `cached_tokens` are those of the prompt's that it did not have to compute, and
+    `queue_s` is how long the prompt waited before it was begun with; the first delta says so, where the engine does.
     """
 
     text: str
@@ -207,7 +209,7 @@ class Delta(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     first_token_s: float | None = None
     cached_tokens: int = 0
-    queued_s: float | None = None
+    queue_s: float | None = None
 
 
 class Usage(Struct, frozen=True):

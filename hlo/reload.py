@@ -17,6 +17,7 @@ from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Refusal
 from hlo.routing import bank
 from hlo.routing.bank import Group
+from hlo.telemetry.tracing import NOBODY, Span, Spans
 
 logger = logging.getLogger("hlo")
 
@@ -47,14 +48,21 @@ class Reloader:
         self._lock = asyncio.Lock()
         self._leaving: asyncio.Task[None] | None = None
 
-    async def reload(self) -> Reloaded:
-        """Find, check and load what is installed now, and exchange it for what was served. Raises `HLOError`."""
+    async def reload(self, caller: Span = NOBODY) -> Reloaded:
+        """Find, check and load what is installed now, and exchange it for what was served. Raises `HLOError`.
+
+        `caller` is the span of who asked for it.
+        """
         metrics = self._runtime.metrics
         async with self._lock:
             try:
                 if self._leaving is not None:  # what left with the last reload must be out of the engine
                     await self._leaving
-                done = await self._exchange()
+                with self._runtime.tracing.span("reload", caller) as span:
+                    done = await self._exchange(self._runtime.tracing.under(span))
+                    for what in ("added", "changed", "removed", "kept"):
+                        span.set_attribute(f"hlo.reload.{what}", getattr(done, what))
+                    span.set_attribute("hlo.reload.refused", len(done.refused))
             except BaseException:
                 metrics.reloaded("failed")
                 raise
@@ -71,11 +79,12 @@ class Reloader:
             self._leaving.cancel()
             await asyncio.gather(self._leaving, return_exceptions=True)
 
-    async def _exchange(self) -> Reloaded:
+    async def _exchange(self, spans: Spans) -> Reloaded:
         runtime, settings = self._runtime, self._runtime.settings
         old = runtime.pipeline.edition
-        found, hooks = await asyncio.to_thread(assemble.collect, settings, runtime.model, fresh=True)
-        groups, unroutable = await self._embed(found, old)
+        found, hooks = await asyncio.to_thread(assemble.collect, settings, runtime.model, fresh=True, spans=spans)
+        with spans("embed examples"):
+            groups, unroutable = await self._embed(found, old)
         found = catalog.keep(found, unroutable)
         calls = HookCalls(hooks, settings.question_timeout_s, runtime.metrics.hook_failed)
         # Reads the metadata of all packages: not on the event loop, where answers wait, and not for each specialty.
@@ -88,7 +97,7 @@ class Reloader:
             room = max(runtime.pipeline.engine.info.max_adapters - len(_versions(runtime.pipeline.catalog)), 0)
             for name in pending[:room]:
                 entry = found.entries[name]
-                error = await assemble.load(entry, runtime.pipeline.engine, runtime.tokenizer, runtime.metrics)
+                error = await assemble.load(entry, runtime.pipeline.engine, runtime.tokenizer, runtime.metrics, spans)
                 if error is None:
                     served[name] = entry
                 else:

@@ -165,8 +165,20 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(
         default=None, min_length=16, description="Key for the admin routes; without one they are off."
     )
+    audit_log: Path | None = Field(
+        default=None, description="File to which each answer is recorded (`hlo audit`); needs an audit key."
+    )
+    audit_key: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="Key of the audit log, without which nobody can make or check one.",
+    )
+    audit_max_mb: int = Field(default=100, ge=1, description="Size from which the audit log begins a new file.")
     shutdown_grace_s: int = Field(default=20, ge=0, description="Seconds in which running answers may finish.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Lines of the log: for people, or a JSON object each."
+    )
 
     @field_validator("engine_arguments", mode="before")
     @classmethod
@@ -177,6 +189,12 @@ class Settings(BaseSettings):
     def _quantize_means_int8(self) -> Settings:
         if self.quantize and self.quantization == "fp8_per_channel":
             raise ValueError("QUANTIZE=true means int8 weights, but quantization is fp8_per_channel; set only one")
+        return self
+
+    @model_validator(mode="after")
+    def _an_audit_log_has_a_key(self) -> Settings:
+        if self.audit_log is not None and self.audit_key is None:
+            raise ValueError("HLO_AUDIT_LOG is set, but HLO_AUDIT_KEY (32 characters or more) is not")
         return self
 
     @property

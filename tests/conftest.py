@@ -30,6 +30,7 @@ from hlo.routing.bank import Bank, Group
 from hlo.routing.batching import BatchingEncoder
 from hlo.routing.decision import Scale, Thresholds
 from hlo.routing.router import Router
+from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import Metrics
 from hlo.telemetry.tracing import Tracing
 from hlo.testing import CharacterTokenizer, EchoEngine, HashingEncoder
@@ -94,6 +95,7 @@ class MakeParts(Protocol):
         sampling: Sampling = ...,
         hooks: Hooks = ...,
         hook_timeout_s: float = ...,
+        audit: Audit | None = ...,
     ) -> Parts:
         """Put HLO together."""
 
@@ -174,6 +176,7 @@ def make_parts() -> Iterator[MakeParts]:
             sampling: Sampling = Sampling(),  # noqa: B008 - frozen
             hooks: Hooks = Hooks(),  # noqa: B008 - frozen
             hook_timeout_s: float = 30,
+            audit: Audit | None = None,
         ) -> Parts:
             engine, encoder = engine or EchoEngine(), encoder or HashingEncoder()
             metrics, tracing = metrics or Metrics(), tracing or Tracing()
@@ -201,7 +204,8 @@ def make_parts() -> Iterator[MakeParts]:
             router = Router(batching, among, scale, thresholds, follow_ups)
             calls = HookCalls(hooks, hook_timeout_s, metrics.hook_failed)
             stack.callback(calls.close, 30)
-            pipeline = Pipeline(Edition(catalog, router, calls), CharacterTokenizer(), engine, policy, metrics, tracing)
+            edition = Edition(catalog, router, calls)
+            pipeline = Pipeline(edition, CharacterTokenizer(), engine, policy, metrics, tracing, audit)
             return Parts(pipeline, router, engine, batching, metrics, tracing)
 
         yield make

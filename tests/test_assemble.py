@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from hlo import assemble
+from hlo import assemble, engines
 from hlo.catalog import Catalog, Entry
 from hlo.errors import AdapterError, CalibrationError, EncoderError, EngineDead, ModelError, SettingsError
 from hlo.generation import adapters, base_model
@@ -287,14 +287,14 @@ def test_the_policy_is_the_operators(changes: dict[str, Any], expected: Policy) 
 def test_the_device_is_what_is_there(asked: Any, cuda: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default the model runs on a GPU where there is one, and on the CPU where that is asked for."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
-    assert assemble.device(Settings(device=asked)) == expected
+    assert engines.device(Settings(device=asked)) == expected
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that is asked for but not there is refused, and the CPU is not taken silently."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SettingsError, match="HLO_DEVICE=cuda") as caught:
-        assemble.device(Settings(device="cuda"))
+        engines.device(Settings(device="cuda"))
     assert "nvidia-smi" in caught.value.remedy
 
 
@@ -322,7 +322,7 @@ def test_the_engine_is_the_one_asked_for(
     monkeypatch.setattr("hlo.generation.vllm_engine.version", lambda: vllm)
     monkeypatch.setattr("hlo.generation.transformers_engine.version", lambda: peft)
     hooks = Hooks(engine=(Hook("p", lambda name: EchoEngine if name == "own" else None, ("name",)),))
-    assert assemble.find_engine(Settings(engine=asked), hooks) == started
+    assert engines.find(Settings(engine=asked), hooks) == started
     assert logged in caplog.text
 
 
@@ -340,7 +340,7 @@ def test_a_missing_engine_is_refused(asked: str, said: str, remedy: str, monkeyp
     for engine in ("vllm_engine", "transformers_engine"):
         monkeypatch.setattr(f"hlo.generation.{engine}.version", lambda: None)
     with pytest.raises(SettingsError, match=said) as caught:
-        assemble.find_engine(Settings(engine=asked), Hooks())
+        engines.find(Settings(engine=asked), Hooks())
     assert remedy in caught.value.remedy
 
 
@@ -368,7 +368,7 @@ async def test_an_engine_does_not_outlive_a_failed_start(
         await asyncio.sleep(0.01)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(assemble, "start_engine", start)
+    monkeypatch.setattr(engines, "start", start)
     monkeypatch.setattr(assemble, "load_encoder", lambda *_: HashingEncoder())
     monkeypatch.setattr(assemble, "embed", embed)
     with pytest.raises(ZeroDivisionError):
@@ -455,7 +455,7 @@ def test_the_engine_is_started_for_what_is_installed(
     """Slots, rank and kinds of layer come from the adapters that are installed, and the reason says so."""
     settings = Settings(spare_adapters=spare)
     found = Catalog({name: entry(name, "0" * 64) for name in names}, (), ())
-    options = assemble.engine_options(settings, tiny_model, found, "cpu")
+    options = engines.options(settings, tiny_model, found, "cpu")
     assert (options.slots, options.spare) == (len(names) + spare, spare)
     assert options.kinds == ("q_proj",) if names else len(options.kinds) == 7
     assert options.reason.startswith(said)

@@ -20,12 +20,13 @@ LAYERS = (
     ("service", "testing"),
     ("reload", "scaffold"),
     ("assemble",),
+    ("engines",),
     ("pipeline",),
     ("edition",),
     ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),
     ("contracts", "settings", "hub"),
-    ("records", "errors"),
+    ("records", "errors", "logs"),
 )
 RANK = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 FACE = ("__init__", "__main__")

@@ -54,7 +54,7 @@ class World:
         monkeypatch.setattr(assemble, "collect", self.collect)
         monkeypatch.setattr(plugins, "installed", self.installed)
 
-    def collect(self, *_: Any, fresh: bool) -> tuple[Catalog, Hooks]:
+    def collect(self, *_: Any, fresh: bool, **__: Any) -> tuple[Catalog, Hooks]:
         """What is installed now."""
         assert fresh
         if self.error is not None:

@@ -45,7 +45,8 @@ def tune_lora(rank: tuple[int, ...], adapters: int | None, out: Path | None, as_
             "`hlo bench tune-lora` measures on a GPU, and no CUDA device is usable here.",
             remedy="Run it on the machine that serves; check the driver with `nvidia-smi`.",
         )
-    from hlo.assemble import collect, find_model, lora_configs
+    from hlo.assemble import collect, find_model
+    from hlo.engines import lora_configs
     from hlo.generation.lora_kernels import configs, tuning
     from hlo.generation.memory import padded_rank
 

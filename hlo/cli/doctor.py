@@ -52,12 +52,12 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
 
 
 def _software(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
-    from hlo.assemble import find_engine
+    from hlo import engines
     from hlo.generation import transformers_engine, vllm_engine
 
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")
     try:
-        start = find_engine(settings, hooks)
+        start = engines.find(settings, hooks)
     except HLOError as error:
         yield Finding("engine", "trouble", error.message, error.remedy)
     else:
@@ -93,7 +93,7 @@ def _software(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
 
 def _needs_bitsandbytes(settings: Settings) -> bool:
     """Whether bitsandbytes computes: where it was asked for, and with int8 weights on a CPU."""
-    from hlo.assemble import device
+    from hlo.engines import device
 
     asked = settings.effective_quantization
     try:
@@ -104,8 +104,10 @@ def _needs_bitsandbytes(settings: Settings) -> bool:
 
 def _model(settings: Settings, gpu_gib: float | None) -> tuple[list[Finding], tuple[Table, ...]]:
     """The base model, its adapters, and the memory that both need."""
-    from hlo.assemble import collect, device, engine_options, find_model, search_path
+    from hlo import engines
+    from hlo.assemble import collect, find_model, search_path
     from hlo.cli import doctor_memory
+    from hlo.engines import device
 
     try:
         chosen = device(settings) if gpu_gib is None else "cuda"
@@ -127,7 +129,7 @@ def _model(settings: Settings, gpu_gib: float | None) -> tuple[list[Finding], tu
     if not catalog.entries and not catalog.refusals:
         remedy = "`pip install hlo-cardiology`, or write one."
         findings.append(Finding("adapters", "warning", "No specialty is installed.", remedy))
-    options = engine_options(settings, model, catalog, chosen)
+    options = engines.options(settings, model, catalog, chosen)
     findings.append(Finding("adapters", "ok", f"The engine is started with {options.reason}."))
     memory = doctor_memory.examine(model, options, settings, gpu_gib)
     findings.append(doctor_memory.finding(memory, model, options, settings))
@@ -147,7 +149,7 @@ def _encoder(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
 
 def _speed(settings: Settings) -> Iterator[Finding]:
     """What makes answers slow."""
-    from hlo.assemble import device
+    from hlo.engines import device
 
     try:
         chosen = device(settings)

@@ -19,6 +19,7 @@ _COMMANDS = {
     "models": "Fetch the base model, the encoder and adapters from a model hub; export an encoder.",
     "bench": "Tune HLO's kernels for this machine's GPU.",
     "demo": "Start a server, ask it four questions, and keep serving.",
+    "audit": "Check the audit log, and find a question in it.",
     "doctor": "Examine this machine and these settings; help with memory, adapters and speed.",
 }
 

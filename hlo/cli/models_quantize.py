@@ -50,7 +50,7 @@ def command(
     """
     options["log_level"] = options["log_level"] or "warning"
     settings = read(options)
-    from hlo.assemble import device
+    from hlo.engines import device
     from hlo.generation import base_model
     from hlo.generation.quantize import evaluation, making
     from hlo.hub import Hub

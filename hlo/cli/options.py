@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
+from hlo import logs
 from hlo.settings import PUBLIC, Settings, load_settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,12 +39,7 @@ def settings_options(*names: str) -> Callable[[F], F]:
 def read(options: dict[str, Any]) -> Settings:
     """The settings, with the given options before all else, and the log configured by them."""
     settings = load_settings(**options)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", force=True
-    )
-    if settings.log_level != "debug":
-        for noisy in ("httpx", "huggingface_hub", "sentence_transformers", "transformers", "uvicorn", "vllm"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     return settings
 
 

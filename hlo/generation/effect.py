@@ -15,7 +15,7 @@ async def check_effect(engine: Engine, prompt: Prompt) -> float:
     """
     if prompt.adapter is None:
         raise ValueError("a prompt with an adapter was wanted")
-    base = Prompt(prompt.token_ids)
+    base = Prompt(prompt.token_ids, trace=prompt.trace)
     first, second, adapted = await engine.score(base), await engine.score(base), await engine.score(prompt)
     noise = max(abs(a - b) for a, b in zip(first, second, strict=True))
     effect = max(abs(a - b) for a, b in zip(first, adapted, strict=True))

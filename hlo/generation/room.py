@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hlo.contracts import EngineOptions
 from hlo.errors import AdapterError
 from hlo.records import AdapterVersion
@@ -24,3 +26,17 @@ def check_room(adapter: AdapterVersion, options: EngineOptions, loaded: int, hig
     else:
         return
     raise AdapterError(f"The adapter `{adapter.name}` {wrong}.", remedy=remedy)
+
+
+def describe(options: EngineOptions, versions: Sequence[AdapterVersion]) -> str:
+    """What room for adapters the engine is started with, and which of the installed ones ask for it."""
+    if not options.slots:
+        return "room for no adapter: none is installed, and HLO_SPARE_ADAPTERS is 0"
+    highest = max(versions, key=lambda version: version.rank, default=None)
+    rank = f"as `{highest.name}` has" if highest else "HLO_MAX_LORA_RANK, since none is installed"
+    touched = "which they touch" if versions else "all that the base model has"
+    room = f"{options.slots} adapter{'s' if options.slots > 1 else ''}"
+    return (
+        f"room for {room} ({len(versions)} installed, HLO_SPARE_ADAPTERS={options.spare}), of ranks up to "
+        f"{options.rank} ({rank}), on {', '.join(options.kinds)} ({touched})"
+    )

@@ -6,7 +6,8 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
@@ -19,10 +20,13 @@ from hlo.plugins.examples import read_examples
 from hlo.plugins.hooks import Hook, Hooks
 from hlo.records import Offer, Refusal, Specialty
 
-__all__ = ["GROUP", "Discovery", "Hooks", "choose", "discover", "forget", "installed", "read_examples"]
+__all__ = ["GROUP", "Discovery", "Hooks", "Watch", "choose", "discover", "forget", "installed", "read_examples"]
 
 GROUP = "hlo"
 TIMEOUT_S = 20.0
+
+Watch = Callable[[str], AbstractContextManager[object]]
+"""Is entered, with the plugin's name, around the import of each plugin and the question what it offers."""
 
 
 class Discovery(Struct, frozen=True):
@@ -68,7 +72,12 @@ def choose(
 
 
 def discover(
-    points: Iterable[EntryPoint], *, chosen: str = "", timeout_s: float = TIMEOUT_S, fresh: bool = False
+    points: Iterable[EntryPoint],
+    *,
+    chosen: str = "",
+    timeout_s: float = TIMEOUT_S,
+    fresh: bool = False,
+    watch: Watch = nullcontext,
 ) -> Discovery:
     """Import each plugin that `chosen` (HLO_PLUGINS) does not leave out, and ask it for its specialties.
 
@@ -108,12 +117,13 @@ def discover(
     offers: list[Offer] = []
     for number, point in enumerate(kept):
         try:
-            if number in failures:
-                raise PluginError(
-                    f"`{point.module}` {failures[number]} when it was imported and asked for its specialties.",
-                    remedy="Do no work at import: no network, no model. HLO_PLUGIN_TIMEOUT_S gives it more time.",
-                )
-            offers.append(_ask(manager, point))
+            with watch(point.name):
+                if number in failures:
+                    raise PluginError(
+                        f"`{point.module}` {failures[number]} when it was imported and asked for its specialties.",
+                        remedy="Do no work at import: no network, no model. HLO_PLUGIN_TIMEOUT_S gives it more time.",
+                    )
+                offers.append(_ask(manager, point))
         except PluginError as error:
             refusals.append(Refusal(point.name, None, error.message, error.remedy))
     return Discovery(tuple(offers), tuple(refusals), _hooks(manager, [offer.plugin for offer in offers]), off)

@@ -39,11 +39,16 @@ class HookCalls:
         """Whether any plugin wants to see questions."""
         return bool(self._questions)
 
-    async def screen(self, question: Question, specialties: Sequence[str]) -> tuple[tuple[str, Screening], ...]:
-        """What the plugins say of a question, with their names; `specialties` are those that can be pinned."""
+    async def screen(
+        self, question: Question, specialties: Sequence[str], missed: CountError | None = None
+    ) -> tuple[tuple[str, Screening], ...]:
+        """What the plugins say of a question, with their names; `specialties` are those that can be pinned.
+
+        `missed` hears the plugin and the kind of error of each call that failed.
+        """
         if not self._questions:
             return ()
-        said = await asyncio.gather(*(self._ask(hook, thread, question) for hook, thread in self._questions))
+        said = await asyncio.gather(*(self._ask(hook, thread, question, missed) for hook, thread in self._questions))
         found = []
         for (hook, _), screening in zip(self._questions, said, strict=True):
             if screening is None:
@@ -71,13 +76,15 @@ class HookCalls:
         if self._observing is not None:
             self._observing.stop(grace_s)
 
-    async def _ask(self, hook: Hook, thread: _Thread, question: Question) -> Any:
+    async def _ask(self, hook: Hook, thread: _Thread, question: Question, missed: CountError | None) -> Any:
         try:
             if thread.busy_s() > self._timeout_s:  # hanging in an earlier question: this one need not wait for it too
                 raise TimeoutError
             return await asyncio.wait_for(thread.call(lambda: hook(question=question)), self._timeout_s)
         except Exception as error:  # a stranger's hook can raise anything; the question goes on
             self._failed(hook.plugin, "hlo_question", type(error).__name__)
+            if missed is not None:
+                missed(hook.plugin, type(error).__name__)
             return None
 
     def _show(self, question: Question, answer: Answer) -> None:

@@ -6,6 +6,7 @@ An idle encoder starts at once; what arrives while it is busy goes into its next
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Watch = Callable[[int, int, int, int], None]
+"""Hears, in the worker thread, when a batch began, was encoded and was done (`time.time_ns`), and its questions."""
+
 
 class _Job(Struct, frozen=True, eq=False):
     questions: tuple[str, ...]
     then: Callable[[NDArray[np.float32]], Sequence[Any]] | None
     done: asyncio.Future[Any]
+    watch: Watch | None = None
 
 
 class BatchingEncoder:
@@ -46,13 +51,16 @@ class BatchingEncoder:
         return vectors
 
     async def encode_then(
-        self, questions: Sequence[str], then: Callable[[NDArray[np.float32]], Sequence[T]]
+        self,
+        questions: Sequence[str],
+        then: Callable[[NDArray[np.float32]], Sequence[T]],
+        watch: Watch | None = None,
     ) -> Sequence[T]:
         """What `then` makes of the questions' vectors, one thing for each, in the worker thread.
 
         It is called once for all questions of a batch that are to have the same. Raises `EncoderError`.
         """
-        found: Sequence[T] = await self._do(_Job(tuple(questions), then, self._future()))
+        found: Sequence[T] = await self._do(_Job(tuple(questions), then, self._future(), watch))
         return found
 
     def blocking(self) -> Encoder:
@@ -93,7 +101,9 @@ class BatchingEncoder:
 
     def _work(self, batch: Sequence[_Job]) -> list[Any]:
         """The results of a batch of jobs; those with the same `then` share one call of it."""
+        began = time.time_ns()
         vectors = self.encoder.encode([question for job in batch for question in job.questions])
+        encoded = time.time_ns()
         ends = list(accumulate(len(job.questions) for job in batch))
         rows = [range(end - len(job.questions), end) for job, end in zip(batch, ends, strict=True)]
         results: list[Any] = [vectors[one.start : one.stop] for one in rows]
@@ -102,6 +112,10 @@ class BatchingEncoder:
             found = iter(then(vectors[[row for number in alike for row in rows[number]]]))
             for number in alike:
                 results[number] = tuple(islice(found, len(rows[number])))
+        scored = time.time_ns()
+        for job in batch:
+            if job.watch is not None:
+                job.watch(began, encoded, scored, len(vectors))
         return results
 
     def _take(self) -> list[_Job]:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from hlo.records import Route
 from hlo.routing.bank import Bank, Comparison, Group
-from hlo.routing.batching import BatchingEncoder
+from hlo.routing.batching import BatchingEncoder, Watch
 from hlo.routing.decision import Scale, Thresholds, decide, decide_later
 
 if TYPE_CHECKING:
@@ -53,29 +53,34 @@ class Router:
         self.basis = Basis()
         self.calibrated: Mapping[str, tuple[int, ...]] | None = None  # a calibration's histograms, where one holds
 
-    async def route(self, question: str, earlier: Sequence[str] = ()) -> Route:
+    async def route(self, question: str, earlier: Sequence[str] = (), watch: Watch | None = None) -> Route:
         """Route one question, the `earlier` ones of its conversation before it, oldest first. Raises `EncoderError`.
 
         A later turn stays with the specialty of the turn before it, unless it comes nearer to another.
         """
         if not earlier:
-            return (await self.route_many([question]))[0]
+            return (await self.route_many([question], watch))[0]
         route = Route("out_of_scope", None)
         asked = [*earlier[-_REMEMBERED:], question]
-        for comparison, follow_up in await self._encoder.encode_then(asked, self._compare_turns):
+        for comparison, follow_up in await self._encoder.encode_then(asked, self._compare_turns, watch):
             if route.specialty is None:
                 route = decide(comparison, self.scale, self.thresholds)
             else:
                 route = decide_later(comparison, route.specialty, follow_up, self.scale, self.thresholds)
         return route
 
-    async def route_many(self, questions: Sequence[str]) -> tuple[Route, ...]:
+    async def route_many(self, questions: Sequence[str], watch: Watch | None = None) -> tuple[Route, ...]:
         """Route questions, in order. Raises `EncoderError`."""
-        return tuple(decide(one, self.scale, self.thresholds) for one in await self.compare(questions))
+        return tuple(decide(one, self.scale, self.thresholds) for one in await self.compare(questions, watch))
 
-    async def compare(self, questions: Sequence[str]) -> tuple[Comparison, ...]:
+    async def compare(self, questions: Sequence[str], watch: Watch | None = None) -> tuple[Comparison, ...]:
         """How close each question comes to the specialties and to the background. Raises `EncoderError`."""
-        return tuple(await self._encoder.encode_then(questions, self.bank.compare))
+        return tuple(await self._encoder.encode_then(questions, self.bank.compare, watch))
+
+    @property
+    def encoder(self) -> str:
+        """The name of the encoder."""
+        return self._encoder.encoder.name
 
     def _compare_turns(self, questions: NDArray[np.float32]) -> list[tuple[Comparison, float | None]]:
         """What `compare` gives, each with how near the question comes to what people say when they go on."""

@@ -13,6 +13,7 @@ from hlo.errors import HLOError
 from hlo.service import problems
 from hlo.service.routes import HANDLERS
 from hlo.service.state import Service
+from hlo.service.traced import Traced
 
 
 def create_app(service: Service) -> Litestar:
@@ -26,6 +27,7 @@ def create_app(service: Service) -> Litestar:
         route_handlers=HANDLERS,
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
+        middleware=[Traced(service)],
         exception_handlers={
             HLOError: problems.from_hlo,
             HTTPException: problems.from_http,

@@ -13,6 +13,7 @@ from msgspec import Struct
 from hlo.errors import (
     AdapterError,
     AdminRefused,
+    AuditError,
     EncoderError,
     EngineDead,
     EngineError,
@@ -28,6 +29,8 @@ from hlo.errors import (
     UnknownAdapter,
     UnknownSpecialty,
 )
+from hlo.service.traced import span_of
+from hlo.telemetry.tracing import mark
 
 logger = logging.getLogger("hlo")
 
@@ -59,6 +62,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (Overloaded, 503, "overloaded", "Overloaded"),
     (EngineDead, 503, "engine-dead", "Engine dead"),
     (EngineError, 500, "engine-error", "Engine error"),
+    (AuditError, 503, "audit-error", "Answer not recorded"),
     (EncoderError, 503, "encoder-error", "Encoder error"),
     (AdapterError, 500, "adapter-error", "Adapter error"),
     (PluginError, 500, "plugin-error", "Plugin error"),
@@ -83,9 +87,10 @@ def problem(error: HLOError) -> Problem:
     )
 
 
-def from_hlo(_: Request[Any, Any, Any], error: HLOError) -> Response[bytes]:
+def from_hlo(request: Request[Any, Any, Any], error: HLOError) -> Response[bytes]:
     """Answer with one of our own errors."""
     found = problem(error)
+    mark(span_of(request), error)
     if found.status >= 500:
         logger.error("%s: %s", type(error).__name__, error)
     return _respond(found, {"www-authenticate": "Bearer"} if isinstance(error, AdminRefused) else None)
@@ -136,6 +141,7 @@ def from_decoder(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]
 
 def from_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer with an error that nobody foresaw."""
+    mark(span_of(request), error)
     return _respond(unforeseen(error, str(request.scope.get("path_template", "?"))))
 
 

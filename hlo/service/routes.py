@@ -22,6 +22,7 @@ from hlo.reload import Reloaded
 from hlo.service.problems import problem, unforeseen
 from hlo.service.standing import standing
 from hlo.service.state import Service
+from hlo.service.traced import span_of
 from hlo.service.wire import (
     AdapterView,
     AnswerView,
@@ -37,7 +38,7 @@ from hlo.service.wire import (
     SwitchAdapterRequest,
     SwitchView,
 )
-from hlo.telemetry import metrics, tracing
+from hlo.telemetry import metrics
 
 T = TypeVar("T")
 _Request = Request[Any, Any, Any]
@@ -50,7 +51,7 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
     With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
     """
     question = Question(data.question, data.specialty, data.overrides(), data.earlier())
-    events = service.runtime.pipeline.ask(question, tracing.incoming(request.headers), whole=not data.stream)
+    events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream)
     if not data.stream:
         return Response(AnswerView.of(await _unless_gone(request, _answer(events))))
     first = await anext(events)  # what is wrong with the request is wrong before this, and is an HTTP status
@@ -58,7 +59,7 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
 
 
 @post("/route", status_code=200, summary="Route questions without answering them.")
-async def route(data: JSONBody[RouteRequest], service: NamedDependency[Service]) -> Response[Any]:
+async def route(data: JSONBody[RouteRequest], request: _Request, service: NamedDependency[Service]) -> Response[Any]:
     """One question gives its route; a list gives `routes`, in order."""
     questions = [data.question] if isinstance(data.question, str) else data.question
     if len(questions) > service.settings.max_batch_questions:
@@ -67,7 +68,7 @@ async def route(data: JSONBody[RouteRequest], service: NamedDependency[Service])
             field="$.question",
             remedy="Send several requests, or raise HLO_MAX_BATCH_QUESTIONS.",
         )
-    routes = await service.runtime.pipeline.route(questions) if questions else ()
+    routes = await service.runtime.pipeline.route(questions, span_of(request)) if questions else ()
     return Response(routes[0] if isinstance(data.question, str) else RoutesView(routes))
 
 
@@ -81,7 +82,7 @@ async def generate(
     """
     pipeline = service.runtime.pipeline
     chosen = service.default if data.adapter is None else data.adapter
-    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), whole=not data.stream)
+    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), span_of(request), whole=not data.stream)
     if data.stream:
         return _stream(_generate_events(await anext(deltas), deltas))
     text, end, reason = await _unless_gone(request, _completion(deltas))
@@ -106,7 +107,7 @@ async def specialties(service: NamedDependency[Service]) -> SpecialtiesView:
 async def reload_specialties(request: _Request, service: NamedDependency[Service]) -> Reloaded:
     """Finds plugins and adapters anew. Answers that are running finish as they began. `Authorization: Bearer KEY`."""
     _check_admin(request, service)
-    return await service.reload()
+    return await service.reload(span_of(request))
 
 
 @get("/healthz", summary="Whether the process lives.")

@@ -16,6 +16,7 @@ from hlo.records import AdapterVersion
 from hlo.reload import Reloaded, Reloader
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
+from hlo.telemetry.tracing import NOBODY, Span, Tracing
 
 logger = logging.getLogger("hlo")
 
@@ -36,6 +37,7 @@ class Service:
         self._reloader: Reloader | None = None
         self._reloads: set[asyncio.Task[None]] = set()
         self._default: str = BASE
+        self._untraced = Tracing()
 
     @property
     def runtime(self) -> Runtime:
@@ -43,6 +45,11 @@ class Service:
         if self._runtime is None:
             raise NotReady(f"The server is not ready: {self.stage}.", remedy="Ask again in a few seconds.")
         return self._runtime
+
+    @property
+    def tracing(self) -> Tracing:
+        """Where the requests' spans go: nowhere until the server is ready."""
+        return self._untraced if self._runtime is None else self._runtime.tracing
 
     @property
     def default(self) -> str:
@@ -56,12 +63,12 @@ class Service:
         self._default = name
         return adapter, previous
 
-    async def reload(self) -> Reloaded:
+    async def reload(self, caller: Span = NOBODY) -> Reloaded:
         """Exchange the specialties for those that are installed now. Raises `NotReady` or any other `HLOError`."""
         await self.runtime.pipeline.engine.check_health()
         if self._reloader is None:
             self._reloader = Reloader(self.runtime)
-        done = await self._reloader.reload()
+        done = await self._reloader.reload(caller)
         if self._default in done.removed:
             logger.warning("the default adapter of /generate, %s, was removed: it is %s now", self._default, BASE)
             self._default = BASE

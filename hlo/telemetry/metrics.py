@@ -68,17 +68,17 @@ class Metrics:
                 self.drifts.saw(best.specialty, best.probability)
 
     def answered(
-        self, answer: Answer, specialty: str, cached: int = 0, queued_s: float | None = None, trace: str | None = None
+        self, answer: Answer, specialty: str, cached: int = 0, queue_s: float | None = None, trace: str | None = None
     ) -> None:
         """Record what a whole answer took; `specialty` is `base` where no adapter answered.
 
-        `cached` are the prompt's tokens that were found in the engine's prefix cache, `queued_s` is how long it waited.
+        `cached` are the prompt's tokens that were found in the engine's prefix cache, `queue_s` is how long it waited.
         """
         own = self._of(specialty)
         first_ms, total_ms = answer.timings.first_token_ms, answer.timings.total_ms
         tokens = answer.usage.completion_tokens
-        if queued_s is not None:
-            own.queue.observe(queued_s, trace)
+        if queue_s is not None:
+            own.queue.observe(queue_s, trace)
         if first_ms is not None:
             own.first.observe(first_ms / 1000, trace)
             if tokens > 1:

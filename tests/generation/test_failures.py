@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from logging.config import DictConfigurator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hlo import logs
 from hlo.contracts import EngineOptions
 from hlo.errors import EngineError, OutOfMemory
 from hlo.generation.base_model import BaseModel
@@ -139,18 +141,26 @@ def test_once_vllm_has_started_nothing_is_recorded(tmp_path: Path) -> None:
 
 def test_vllm_logs_as_it_does_and_to_the_recorder(tmp_path: Path) -> None:
     """vLLM's usual logging stays, and the recorder hears its engine, workers and executors."""
-    given = failures.watch(tmp_path, {})["logging_config"]
+    given = failures.watch(tmp_path, {}, "console")["logging_config"]
     config = json.loads(Path(given.pylogging_config_file).read_text())
     assert config["loggers"]["vllm"]["handlers"] == ["vllm"]
     assert config["loggers"]["vllm.v1"]["handlers"] == ["hlo"]
     assert config["handlers"]["hlo"]["folder"] == str(tmp_path)
 
 
+def test_vllm_logs_json_where_hlo_does(tmp_path: Path) -> None:
+    """With HLO_LOG_FORMAT=json, vLLM's processes write HLO's JSON lines, too."""
+    given = failures.watch(tmp_path, {}, "json")["logging_config"]
+    config = json.loads(Path(given.pylogging_config_file).read_text())
+    made = DictConfigurator(config).configure_formatter(config["formatters"][config["handlers"]["vllm"]["formatter"]])
+    assert isinstance(made, logs.JsonFormatter)
+
+
 def test_the_operators_logging_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the operator configures vLLM's logging, HLO adds nothing to it."""
-    assert failures.watch(tmp_path, {"logging_config": object()}) == {}
+    assert failures.watch(tmp_path, {"logging_config": object()}, "console") == {}
     monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "own.json"))
-    assert failures.watch(tmp_path, {}) == {}
+    assert failures.watch(tmp_path, {}, "console") == {}
 
 
 @pytest.mark.parametrize("text", ["memory leak tracker started", "remembering"])

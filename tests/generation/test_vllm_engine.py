@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hlo.contracts import EngineOptions
 from hlo.errors import SettingsError
 from hlo.generation.vllm_engine import VllmEngine
+from hlo.generation.vllm_engine.starting import environment, spans
 
 OPTIONS = EngineOptions(Path("model"), "model", "cuda", "auto", "none", slots=2, rank=8, kinds=("q_proj",))
 
@@ -32,3 +35,49 @@ async def test_what_would_fail_in_the_engine_is_refused_first(
     with pytest.raises(SettingsError, match=said) as caught:
         await VllmEngine.start(EngineOptions(**given))
     assert caught.value.remedy
+
+
+def test_what_one_engine_takes_from_the_environment_is_not_left_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While vLLM starts its settings are in the environment, an operator's own first; afterwards it is as it was."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    before = dict(os.environ)
+    with environment(msgspec.structs.replace(OPTIONS, enforce_eager=True)):
+        assert (os.environ["TORCHDYNAMO_DISABLE"], os.environ["VLLM_LOGGING_LEVEL"]) == ("1", "ERROR")
+    assert dict(os.environ) == before
+    with environment(OPTIONS):
+        assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+TRACES = {
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4317",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+    "OTEL_SERVICE_NAME": "hlo",
+    "TRACEPARENT": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+}
+
+
+def test_where_spans_go_is_told_while_vllm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM and its processes find where their spans go and whose they are; nothing of it stays, nor what vLLM left."""
+    for name in TRACES:
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
+    with environment(msgspec.structs.replace(OPTIONS, trace_environment=TRACES)):
+        assert os.environ.items() >= TRACES.items()
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = "http://127.0.0.1:4317"  # as vLLM does
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "arguments", "expected"),
+    [
+        (TRACES, {}, {"otlp_traces_endpoint": "http://127.0.0.1:4317"}),
+        (TRACES, {"disable_log_stats": True}, {}),
+        ({}, {}, {}),
+    ],
+)
+def test_vllm_is_asked_for_spans_that_it_can_make(
+    given: dict[str, str], arguments: dict[str, Any], expected: dict[str, str]
+) -> None:
+    """vLLM gets the endpoint where there is one, unless it keeps no statistics: it would die of the first span then."""
+    assert spans(msgspec.structs.replace(OPTIONS, trace_environment=given, arguments=arguments)) == expected

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -55,6 +56,16 @@ def test_a_gpu_serves_int8_by_vllms_kernels(options: EngineOptions) -> None:
         about = found.arguments["hf_overrides"]["quantization_config"]
         assert about["format"] == form
         assert sorted(about["ignore"]) == ["lm_head", "model.embed_tokens"]
+
+
+def test_a_gpu_without_int8_products_rounds_weights_alone(
+    options: EngineOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a Blackwell GPU, QUANTIZE=true serves the same int8 weights in 16-bit products, and the log says so."""
+    newest = SimpleNamespace(has_device_capability=lambda capability: capability <= 120)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=newest))
+    assert plan(options).quantization == "int8_weight_only"
+    assert "no int8 product for this GPU" in caplog.text
 
 
 def test_the_tolerance_is_kept(options: EngineOptions, int8: Path) -> None:

@@ -24,7 +24,7 @@ def installed(make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch) -> dict[st
     """What a reload finds: the fakes' specialties, until a test changes them."""
     world = {"entries": dict(make_parts().pipeline.catalog.entries), "error": None}
 
-    def collect(*_: Any, fresh: bool) -> tuple[Catalog, Hooks]:
+    def collect(*_: Any, fresh: bool, **__: Any) -> tuple[Catalog, Hooks]:
         if isinstance(world["error"], Exception):
             raise world["error"]
         return Catalog(dict(world["entries"] or {}), ()), Hooks()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hlo import assemble, scaffold
+from hlo import assemble, engines, scaffold
 from hlo import plugins as all_plugins
 from hlo.contracts import EngineOptions
 from hlo.errors import EncoderError, HLOError, SettingsError
@@ -280,7 +280,7 @@ def test_without_an_engine(project: Project, settings: Settings, monkeypatch: py
     def nothing(*_: object) -> None:
         raise SettingsError("vLLM is not installed.", remedy="Install it.")
 
-    monkeypatch.setattr(assemble, "find_engine", nothing)
+    monkeypatch.setattr(engines, "find", nothing)
     found = look(folder, settings, engine=True)
     assert "for want of an engine: vLLM is not installed" in told(found, "effect", "warning")
     assert not found.trouble
@@ -294,7 +294,7 @@ async def test_inside_an_event_loop(project: Project, settings: Settings, monkey
         await asyncio.sleep(0)
         return engine
 
-    monkeypatch.setattr(assemble, "find_engine", lambda *_: start)
+    monkeypatch.setattr(engines, "find", lambda *_: start)
     found = look(project(), settings, engine=True)
     assert "(echo 1)" in told(found, "effect", "ok")
     assert engine.closed

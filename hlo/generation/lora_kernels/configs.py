@@ -1,6 +1,6 @@
 """How the kernels are cut for a GPU, a layer and a batch: tuned where `hlo bench tune-lora` was run, else by rule.
 
-Tuned configurations are JSON files named after the GPU, written to `HLO_CACHE_DIR`.
+Tuned configurations are JSON files named after the GPU. HLO brings some; those in `HLO_CACHE_DIR` come before them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from msgspec import Struct
 
 from hlo.generation.lora_kernels.tiles import SMALL
 
-FORMAT = 1  # of the kernels as much as of the file: raised when old figures mean nothing for new kernels
+SHIPPED = Path(__file__).with_name("tuned")
+"""The folder with the configurations that HLO brings."""
+
+FORMAT = 2  # of the kernels as much as of the file: raised when old figures mean nothing for new kernels
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +82,11 @@ class Chooser:
         for one in sorted(tuned, key=lambda one: one.tokens):
             self._tuned.setdefault(one.layer, []).append(one)
         self.choose = lru_cache(maxsize=None)(self._choose)
+
+    @property
+    def layers(self) -> frozenset[Layer]:
+        """The layers that are tuned for."""
+        return frozenset(self._tuned)
 
     def _choose(self, layer: Layer, tokens: int) -> Config:
         """What was tuned for the next larger batch with tiles of the same size, else for the largest, else by rule."""

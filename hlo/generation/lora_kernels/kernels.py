@@ -23,7 +23,6 @@ def shrink_kernel(
     order,
     tiles,
     x_stride,
-    a_stride,
     rows,
     K: tl.constexpr,
     R: tl.constexpr,
@@ -32,6 +31,7 @@ def shrink_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    LARGE: tl.constexpr,
     OVERLAP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
@@ -57,10 +57,12 @@ def shrink_kernel(
     m = tl.arange(0, BLOCK_M)
     r = tl.arange(0, BLOCK_R)
     k = split * PART + tl.arange(0, BLOCK_K)
-    tokens = tl.load(order + first + m, mask=m < count, other=0).to(tl.int64)
-    x_at = x + tokens[:, None] * x_stride + k[None, :]
-    a_at = a + slot * a_stride + r[:, None] * K + k[None, :]
-    sums = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
+    tokens = tl.load(order + first + m, mask=m < count, other=0)
+    if LARGE:
+        tokens = tokens.to(tl.int64)
+    x_at = x + (tokens[:, None] * x_stride + k[None, :])
+    a_at = a + slot * (R * K) + (r[:, None] * K + k[None, :])
+    sums = tl.zeros((BLOCK_R, BLOCK_M), dtype=tl.float32)
     for at in range(0, PART, BLOCK_K):
         if K % (SPLIT * BLOCK_K) == 0:
             if R == BLOCK_R:
@@ -75,11 +77,11 @@ def shrink_kernel(
         if WIDE:
             inputs = inputs.to(tl.float32)
             weights = weights.to(tl.float32)
-        sums = tl.dot(inputs, tl.trans(weights), sums, input_precision="ieee")
+        sums = tl.dot(weights, tl.trans(inputs), sums, input_precision="ieee")
         x_at += BLOCK_K
         a_at += BLOCK_K
-    into = h + ((split * SLICES + which) * rows + first + m[:, None]) * BLOCK_R + r[None, :]
-    tl.store(into, sums, mask=(m < count)[:, None])
+    into = h + ((split * SLICES + which) * rows + first) * BLOCK_R
+    tl.store(into + (m[None, :] * BLOCK_R + r[:, None]), sums, mask=(m < count)[None, :])
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -92,9 +94,6 @@ def expand_kernel(
     order,
     tiles,
     y_stride,
-    b0_stride,
-    b1_stride,
-    b2_stride,
     rows,
     N0: tl.constexpr,
     N1: tl.constexpr,
@@ -105,50 +104,56 @@ def expand_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LARGE: tl.constexpr,
     OVERLAP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """`hlo.generation.lora_kernels.ops.expand`: a program for each block of outputs, tile."""
-    pid = tl.program_id(0)
     tile = tiles + tl.program_id(1) * 4
     count = tl.load(tile + 2)
     if count == 0:
         return
     slot = tl.load(tile).to(tl.int64)
     first = tl.load(tile + 1)
+    block = tl.program_id(0)
     which = 0
     column = 0
     width = N0
-    b = b0 + slot * b0_stride
+    b = b0 + slot * (N0 * R)
     if SLICES > 1:
         FIRST: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
         SECOND: tl.constexpr = FIRST + (N1 + BLOCK_N - 1) // BLOCK_N
-        if pid >= SECOND:
+        if block >= SECOND:
             which = 2
             column = N0 + N1
             width = N2
-            b = b2 + slot * b2_stride
-            pid -= SECOND
-        elif pid >= FIRST:
+            b = b2 + slot * (N2 * R)
+            block -= SECOND
+        elif block >= FIRST:
             which = 1
             column = N0
             width = N1
-            b = b1 + slot * b1_stride
-            pid -= FIRST
+            b = b1 + slot * (N1 * R)
+            block -= FIRST
+    EVEN: tl.constexpr = (N0 % BLOCK_N == 0) & (N1 % BLOCK_N == 0) & (N2 % BLOCK_N == 0) & (R == BLOCK_R)
     m = tl.arange(0, BLOCK_M)
     r = tl.arange(0, BLOCK_R)
-    n = pid * BLOCK_N + tl.arange(0, BLOCK_N)
-    if R == BLOCK_R:
-        weights = tl.load(b + n[:, None] * R + r[None, :], mask=(n < width)[:, None], other=0.0)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    if EVEN:
+        weights = tl.load(b + (n[:, None] * R + r[None, :]))
     else:
-        weights = tl.load(b + n[:, None] * R + r[None, :], mask=(n < width)[:, None] & (r < R)[None, :], other=0.0)
-    tokens = tl.load(order + first + m, mask=m < count, other=0).to(tl.int64)
-    y_at = y + tokens[None, :] * y_stride + column + n[:, None]
-    mask = (n < width)[:, None] & (m < count)[None, :]
+        weights = tl.load(b + (n[:, None] * R + r[None, :]), mask=(n < width)[:, None] & (r < R)[None, :], other=0.0)
+    tokens = tl.load(order + first + m, mask=m < count, other=0)
+    if LARGE:
+        tokens = tokens.to(tl.int64)
+    y_at = y + (tokens[None, :] * y_stride + (column + n)[:, None])
+    mask = (m < count)[None, :]
+    if not EVEN:
+        mask = mask & (n < width)[:, None]
     before = tl.load(y_at, mask=mask, other=0.0)
     if OVERLAP:
         gdc_wait()
-    h_at = h + (which * rows + first + m[None, :]) * BLOCK_R + r[:, None]
+    h_at = h + (which * rows + first) * BLOCK_R + (m[None, :] * BLOCK_R + r[:, None])
     sums = tl.zeros((BLOCK_R, BLOCK_M), dtype=tl.float32)
     for _ in tl.static_range(SPLIT):
         sums += tl.load(h_at, mask=(m < count)[None, :], other=0.0)

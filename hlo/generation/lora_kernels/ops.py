@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 import triton
@@ -37,13 +38,44 @@ def partial_sums(tokens: int, a: Sequence[torch.Tensor], config: Config) -> torc
     return torch.empty((config.split, len(a), tokens, padded), dtype=torch.float32, device=a[0].device)
 
 
+def add_lora(
+    product: Callable[[], torch.Tensor],
+    x: torch.Tensor,
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+    batch: Batch,
+    config: Config,
+    side: torch.cuda.Stream | None = None,
+) -> torch.Tensor:
+    """A layer's `product` with B A `x` added in place, with each token's own adapter.
+
+    `product` makes a tensor of shape (..., out), which has as many rows as `x`. Where `config` forks, `shrink` runs
+    beside it on the stream `side`; otherwise `expand` begins before `shrink` has ended, on GPUs that can do this.
+    """
+    h = partial_sums(x.shape[0], a, config)
+    if config.fork and side is not None:
+        main = torch.cuda.current_stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            shrink(x, h, a, batch, config, overlap=False)
+        y = product()
+        main.wait_stream(side)
+        expand(y.flatten(0, -2), h, b, batch, config, overlap=False)
+        return y
+    y = product()
+    overlap = dependent_launch(x.device)
+    shrink(x, h, a, batch, config, overlap=overlap)
+    expand(y.flatten(0, -2), h, b, batch, config, overlap=overlap)
+    return y
+
+
 def shrink(
     x: torch.Tensor, h: torch.Tensor, a: Sequence[torch.Tensor], batch: Batch, config: Config, *, overlap: bool
 ) -> None:
     """Write the partial sums of A x to `h`, in the order of `batch`.
 
     `x` has shape (tokens, in), each row contiguous; each of `a` (slots, 1, rank, in). With `overlap`, `expand` may
-    begin before this has ended (programmatic dependent launch), and waits by itself; it must come next in the stream.
+    begin before this has ended, and waits by itself; it must come next in the stream.
     """
     tokens, inputs = x.shape
     slots, rank = a[0].shape[0], a[0].shape[-2]
@@ -56,7 +88,6 @@ def shrink(
         batch.order,
         batch.tables[large],
         x.stride(0),
-        rank * inputs,
         tokens,
         K=inputs,
         R=rank,
@@ -65,6 +96,7 @@ def shrink(
         BLOCK_M=BLOCKS[large],
         BLOCK_R=h.shape[-1],
         BLOCK_K=config.block_k,
+        LARGE=large,
         OVERLAP=overlap,
         WIDE=not x.is_cuda,  # Triton's interpreter, on a CPU, has no product of bfloat16
         num_warps=config.shrink_warps,
@@ -82,7 +114,6 @@ def expand(
     widths = [one.shape[-2] for one in b]
     blocks = sum(triton.cdiv(width, config.block_n) for width in widths)
     n0, n1, n2 = (*widths, 0, 0)[:MOST_SLICES]
-    extra = {"launch_pdl": True} if overlap else {}
     expand_kernel[(blocks, most_tiles(tokens, slots, BLOCKS[large]))](
         y,
         *_three(b),
@@ -90,7 +121,6 @@ def expand(
         batch.order,
         batch.tables[large],
         y.stride(0),
-        *(width * rank for width in (n0, n1, n2)),
         tokens,
         N0=n0,
         N1=n1,
@@ -101,27 +131,21 @@ def expand(
         BLOCK_M=BLOCKS[large],
         BLOCK_R=h.shape[-1],
         BLOCK_N=config.block_n,
+        LARGE=large,
         OVERLAP=overlap,
         WIDE=not y.is_cuda,
         num_warps=config.expand_warps,
-        **extra,
+        **({"launch_pdl": True} if overlap else {}),
     )
 
 
-def add_lora(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a: Sequence[torch.Tensor],
-    b: Sequence[torch.Tensor],
-    batch: Batch,
-    config: Config,
-    *,
-    overlap: bool,
-) -> None:
-    """Both: `y` += B A `x`, in place, with each token's own adapter."""
-    h = partial_sums(x.shape[0], a, config)
-    shrink(x, h, a, batch, config, overlap=overlap)
-    expand(y, h, b, batch, config, overlap=overlap)
+@lru_cache
+def dependent_launch(device: torch.device) -> bool:
+    """Whether a GPU can begin a kernel before the last one has ended (programmatic dependent launch, sm_90).
+
+    CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".
+    """
+    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def _three(some: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NO_ADAPTER = -1
-BLOCKS = (16, 64)
+BLOCKS = (8, 64)
 """Tokens a tile, for small and for large batches; there is a table of tiles for each."""
 SMALL = 512
 """The most tokens of a batch that takes small tiles."""

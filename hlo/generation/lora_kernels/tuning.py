@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +27,7 @@ TOKENS = (1, 8, 32, 64, 128, 256, 512, 2048, 8192)
 """Batch sizes that are tuned for."""
 
 _BYTES = 512 << 20  # of weights that are gone through: several times the cache of an H200
-_COMPILERS = 12  # processes
+_COMPILERS = max(min(os.cpu_count() or 1, 24) - 2, 1)  # processes
 
 Report = Callable[[str], None]
 
@@ -70,20 +71,13 @@ class Bench:
         x, side = self.x[:tokens], torch.cuda.Stream()
 
         def one(i: int) -> None:
+            def product() -> torch.Tensor:
+                return torch.nn.functional.linear(x, self.base[i])
+
             if batch is None or config is None:
-                torch.nn.functional.linear(x, self.base[i])
-                return
-            if not config.fork:
-                y = torch.nn.functional.linear(x, self.base[i])
-                ops.add_lora(y, x, self.a[i], self.b[i], batch, config, overlap=True)
-                return
-            h, main = ops.partial_sums(tokens, self.a[i], config), torch.cuda.current_stream()
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                ops.shrink(x, h, self.a[i], batch, config, overlap=False)
-            y = torch.nn.functional.linear(x, self.base[i])
-            main.wait_stream(side)
-            ops.expand(y, h, self.b[i], batch, config, overlap=False)
+                product()
+            else:
+                ops.add_lora(product, x, self.a[i], self.b[i], batch, config, side)
 
         return self._each(one)
 

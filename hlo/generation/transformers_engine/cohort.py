@@ -31,7 +31,7 @@ class Row:
         self._eos = model.eos
         self._text = Text(model.tokenizer, request.prompt.token_ids, request.sampling.stop)
         self._sampler = Sampler(request.sampling)
-        self._queued_s: float | None = None
+        self._queue_s: float | None = None
 
     @property
     def over(self) -> bool:
@@ -40,7 +40,7 @@ class Row:
 
     def begin(self) -> None:
         """Its wait is over."""
-        self._queued_s = time.monotonic() - self._request.asked
+        self._queue_s = time.monotonic() - self._request.asked
 
     def take_next(self, logits: torch.Tensor, best: int) -> None:
         """Choose a token from logits (vocabulary,), and send what it says; `best` is the likeliest.
@@ -59,7 +59,7 @@ class Row:
         if reason is not None:
             self._ended = True
             text += self._text.rest()
-        self._request.send(Delta(text, (token,), reason, queued_s=self._queued_s))
+        self._request.send(Delta(text, (token,), reason, queue_s=self._queue_s))
 
     def fail(self, error: HLOError) -> None:
         """End with an error."""

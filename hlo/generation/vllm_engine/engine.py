@@ -21,7 +21,7 @@ from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import plan
-from hlo.generation.vllm_engine.starting import WORKER, construct, prepare_environment
+from hlo.generation.vllm_engine.starting import WORKER, construct, environment
 from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
@@ -41,6 +41,7 @@ class VllmEngine:
         self._closed = False
         self._admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
         config = llm.vllm_config
+        self._traced = config.observability_config.otlp_traces_endpoint is not None
         self._info = EngineInfo(
             engine="vllm",
             version=version() or "unknown",
@@ -70,17 +71,18 @@ class VllmEngine:
                 "HLO_DTYPE=float32: vLLM's LoRA kernels compute in float16 and bfloat16 only on a GPU.",
                 remedy="Set HLO_DTYPE to auto, bfloat16 or float16.",
             )
-        prepare_environment(options)
-        wanted = await asyncio.to_thread(plan, options)
         made: list[Any] = []  # not the thread's return value: its future would keep the engine alive after `close`
-        building = asyncio.ensure_future(asyncio.to_thread(lambda: made.append(construct(options, wanted.arguments))))
-        try:
-            await asyncio.shield(building)
-        except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
-            await asyncio.gather(building, return_exceptions=True)
-            for llm in made:
-                llm.shutdown(0)
-            raise
+        with environment(options):
+            wanted = await asyncio.to_thread(plan, options)
+            work = asyncio.to_thread(lambda: made.append(construct(options, wanted.arguments)))
+            building = asyncio.ensure_future(work)
+            try:
+                await asyncio.shield(building)
+            except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
+                await asyncio.gather(building, return_exceptions=True)
+                for llm in made:
+                    llm.shutdown(0)
+                raise
         llm = made.pop()
         try:
             weights = verify(await llm.collective_rpc("hlo_weights"), wanted)
@@ -162,15 +164,18 @@ class VllmEngine:
         except ValueError as error:
             raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
         async with aclosing(self._run(prompt, parameters)) as outputs:
-            async for held_s, output in outputs:
+            queue_s = None
+            async for output in outputs:
                 piece = output.outputs[0]
+                if queue_s is None:
+                    queue_s = _queue_s(output.metrics, asked)
                 yield Delta(
                     piece.text,
                     tuple(piece.token_ids),
                     _finish_reason(piece.finish_reason),
                     _first_token_s(output.metrics, asked) if prompt.whole else None,
                     output.num_cached_tokens or 0,
-                    _queued_s(output.metrics, held_s),
+                    queue_s,
                 )
 
     async def score(self, prompt: Prompt) -> tuple[float, ...]:
@@ -181,7 +186,7 @@ class VllmEngine:
             max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
         )
         async with aclosing(self._run(prompt, parameters)) as outputs:
-            async for _, output in outputs:
+            async for output in outputs:
                 rows = cast("list[dict[int, Any] | None]", output.prompt_logprobs)
                 pairs = zip(prompt.token_ids[1:], rows[1:], strict=True)
                 return tuple(float(row[token].logprob) for token, row in pairs if row is not None)
@@ -205,21 +210,25 @@ class VllmEngine:
         gc.unfreeze()  # a server leaves what it made at start out of collections
         gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
 
-    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[tuple[float, Any], None]:
-        """Run one request, with vLLM's errors told as HLO's: for how many seconds it was held, and vLLM's outputs."""
+    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
+        """Run one request, with vLLM's errors told as HLO's."""
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         number = f"hlo-{next(self._requests)}"
-        asked = time.monotonic()
         try:
             async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
-                held_s = time.monotonic() - asked
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
-                stream = self._llm.generate(rendered, parameters, number, lora_request=self._lora(prompt.adapter))
+                stream = self._llm.generate(
+                    rendered,
+                    parameters,
+                    number,
+                    lora_request=self._lora(prompt.adapter),
+                    trace_headers=prompt.trace if self._traced else None,
+                )
                 async with aclosing(stream) as outputs:
                     async for output in outputs:
-                        yield held_s, output
+                        yield output
         except VLLMValidationError as error:
             # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
             raise InvalidRequest(
@@ -269,11 +278,11 @@ def _first_token_s(metrics: Any, asked: float) -> float | None:
     return max(float(metrics.arrival_time - asked + metrics.first_token_latency), 0.0)
 
 
-def _queued_s(metrics: Any, held_s: float) -> float | None:
-    """The time for which a request waited, held back by HLO and in vLLM's queue, where vLLM counted it."""
+def _queue_s(metrics: Any, asked: float) -> float | None:
+    """The time from `asked` until vLLM computed the first of the prompt: for its adapter's turn, and in the queue."""
     if metrics is None or not metrics.scheduled_ts:
         return None
-    return held_s + max(float(metrics.scheduled_ts - metrics.queued_ts), 0.0)
+    return max(float(metrics.arrival_time - asked), 0.0) + float(metrics.scheduled_ts - metrics.queued_ts)
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hlo import logs
 from hlo.contracts import EngineOptions
 from hlo.errors import EngineError, HLOError, OutOfMemory
 from hlo.generation import advice, base_model
@@ -69,8 +70,11 @@ class Recorder(logging.Handler):
                 sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
 
 
-def watch(folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What to add to vLLM's arguments, so that causes are recorded in `folder`: nothing, if it logs as others say."""
+def watch(folder: Path, arguments: Mapping[str, Any], kind: logs.Format) -> dict[str, Any]:
+    """What to add to vLLM's arguments, so that causes are recorded in `folder`, and lines are of that kind.
+
+    Nothing, if it logs as others say.
+    """
     try:
         from vllm.config.logging import LoggingConfig
         from vllm.logger import DEFAULT_LOGGING_CONFIG
@@ -83,6 +87,9 @@ def watch(folder: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
     config["handlers"]["vllm"]["level"] = config["loggers"]["vllm"]["level"] = usual.log_level
     for formatter in config["formatters"].values():
         formatter["log_level"] = usual.log_level
+    if kind == "json":
+        ours = {"()": f"{logs.JsonFormatter.__module__}.{logs.JsonFormatter.__qualname__}"}
+        config["formatters"] = dict.fromkeys(config["formatters"], ours)
     config["handlers"]["hlo"] = {"()": f"{Recorder.__module__}.{Recorder.__qualname__}", "folder": str(folder)}
     config["loggers"]["vllm.v1"] = {"handlers": ["hlo"], "level": "NOTSET"}
     path = folder / _CONFIG

@@ -67,7 +67,7 @@ class HloPunicaWrapper(PunicaWrapperGPU):  # type: ignore[misc]
 
 
 def _compute(self: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A linear layer with LoRA; in small batches the first kernel runs beside the layer's own product."""
+    """A linear layer with LoRA; the first kernel runs before, beside or after the layer's own product."""
     wrapper = self.punica_wrapper
     a, b = self.lora_a_stacked, self.lora_b_stacked
     if not getattr(self, "_hlo", False):
@@ -82,19 +82,7 @@ def _compute(self: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> to
         return product()
     batch, config = wrapper.hlo_batch, wrapper.hlo_configs.choose(ops.layer(a, b), rows.shape[0])
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    if config.fork and self._lora_stream is not None:
-        h = ops.partial_sums(rows.shape[0], a, config)
-        main = torch.cuda.current_stream()
-        self._lora_stream.wait_stream(main)
-        with torch.cuda.stream(self._lora_stream):
-            ops.shrink(rows, h, a, batch, config, overlap=False)
-        y = product()
-        main.wait_stream(self._lora_stream)
-        ops.expand(y.flatten(0, -2), h, b, batch, config, overlap=False)
-        return y
-    y = product()
-    ops.add_lora(y.flatten(0, -2), rows, a, b, batch, config, overlap=True)
-    return y
+    return ops.add_lora(product, rows, a, b, batch, config, self._lora_stream)
 
 
 def _set_mapping(self: Any, punica_wrapper: Any) -> None:

@@ -7,6 +7,7 @@ vLLM's flags are not to be trusted: `bitsandbytes` makes 4 bit of a 16-bit check
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from hlo.contracts import EngineOptions
 from hlo.errors import SettingsError
 from hlo.generation.quantize import checkpoint, compressed
 from hlo.generation.quantize.checkpoint import Checkpoint
+
+logger = logging.getLogger("hlo")
 
 _SERVED_AS = {"int8": compressed.W8A8, "int8_weight_only": compressed.WEIGHT_ONLY}
 DTYPES = {
@@ -72,13 +75,27 @@ def _way(options: EngineOptions, found: Checkpoint) -> str:
     """How the int8 weights are computed with: as asked, as the tolerance allows, and as the device can."""
     wanted = options.quantization
     if options.device != "cpu":
-        return found.serve_as if wanted == "int8" else wanted
+        way = found.serve_as if wanted == "int8" else wanted
+        if way == "int8" and not _multiplies_int8():
+            logger.warning("vLLM has no int8 product for this GPU: weights alone are in 8 bit (int8_weight_only)")
+            return "int8_weight_only"
+        return way
     if wanted == "int8_weight_only":
         raise SettingsError(
             "HLO_QUANTIZATION=int8_weight_only needs a GPU.",
             remedy="Set QUANTIZE=true, which serves the same weights through bitsandbytes on a CPU.",
         )
     return "bitsandbytes"  # vLLM's int8 layers take no LoRA on a CPU
+
+
+def _multiplies_int8() -> bool:
+    """Whether vLLM can multiply int8 by int8 here: its kernels end before compute capability 10.0 (Blackwell).
+
+    vLLM, csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu.
+    """
+    from vllm.platforms import current_platform
+
+    return not current_platform.has_device_capability(100)
 
 
 def _check_plugin(wanted: str) -> None:

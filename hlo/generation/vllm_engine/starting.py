@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,38 @@ from hlo.generation.vllm_engine.installed import version
 WORKER = "hlo.generation.vllm_engine.worker.HloWorker"
 
 
-def prepare_environment(options: EngineOptions) -> None:
-    """Settings that vLLM takes from the environment only. What the operator has set there stays."""
-    # The child must not be forked from a process that has threads and perhaps a GPU context.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if options.log_level == "info" else options.log_level.upper())
+@contextmanager
+def environment(options: EngineOptions) -> Iterator[None]:
+    """While vLLM starts: what it takes from the environment only, and hands on to its own processes.
+
+    What the operator has set there stays; what was not set is not set afterwards, for another engine may need another.
+    """
+    wanted = {
+        # The child must not be forked from a process that has threads and perhaps a GPU context.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING" if options.log_level == "info" else options.log_level.upper(),
+    }
     if options.device == "cpu":
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(options.cpu_kv_cache_gib))
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = str(options.cpu_kv_cache_gib)
     if options.lora_kernels == "hlo":
-        os.environ.setdefault("VLLM_LORA_ENABLE_DUAL_STREAM", "1")
+        wanted["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        wanted["TORCHDYNAMO_DISABLE"] = "1"
+    wanted |= options.trace_environment  # and vLLM leaves the endpoint in the environment itself
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
+
+
+def spans(options: EngineOptions) -> dict[str, Any]:
+    """The argument with which vLLM makes spans of its own. Without statistics it would die of the first one."""
+    endpoint = options.trace_environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return {"otlp_traces_endpoint": endpoint} if endpoint and not options.arguments.get("disable_log_stats") else {}
 
 
 def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
@@ -67,6 +88,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
         "worker_extension_cls": WORKER,
+        **spans(options),
         **weights,
         **adapters,
     }
@@ -80,7 +102,7 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="hlo-") as made:
         folder = Path(made)
         try:
-            made_of = AsyncEngineArgs(**watch(folder, chosen), **chosen)
+            made_of = AsyncEngineArgs(**watch(folder, chosen, options.log_format), **chosen)
             # As a server: for one that only embeds it, vLLM takes 128 requests a batch where it takes 1024 for its own.
             return AsyncLLM.from_engine_args(made_of, usage_context=UsageContext.OPENAI_API_SERVER)
         except (ValueError, OSError) as error:

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from hlo import assemble
+from hlo import assemble, engines
 from hlo.catalog import Catalog, Entry
 from hlo.errors import HLOError, SettingsError
 from hlo.generation import adapters, prompting
@@ -57,7 +57,7 @@ def effect(bench: Bench) -> Iterator[Told]:
         yield warning("Not examined: no engine was to be started.", "Leave out `--no-engine`.")
         return
     try:
-        assemble.find_engine(bench.settings, bench.discovery.hooks)
+        engines.find(bench.settings, bench.discovery.hooks)
     except SettingsError as error:
         yield warning(f"Not examined, for want of an engine: {error.message}", error.remedy)
         return
@@ -65,7 +65,7 @@ def effect(bench: Bench) -> Iterator[Told]:
 
 
 async def _effects(bench: Bench, found: Catalog) -> list[Told]:
-    engine = await assemble.start_engine(bench.settings, bench.model, found, bench.discovery.hooks)
+    engine = await engines.start(bench.settings, bench.model, found, bench.discovery.hooks)
     told = []
     try:
         by = f"{engine.info.engine} {engine.info.version}"

@@ -13,16 +13,14 @@ from triton.compiler import ASTSource
 from hlo.generation.lora_kernels import configs, kernels
 from hlo.generation.lora_kernels.tiles import BLOCKS, SMALL
 
-TYPES = {"h": "*fp32", "order": "*i32", "tiles": "*i32", "rows": "i32"}
+TYPES = {"h": "*fp32", "order": "*i32", "tiles": "*i32", "x_stride": "i32", "y_stride": "i32", "rows": "i32"}
 LAYERS = [configs.Layer(4096, (4096, 1024, 1024), rank) for rank in (8, 16, 64)] + [configs.Layer(14336, (4096,), 32)]
 
 
 def compiled(kernel: Any, constants: dict[str, Any], **options: int) -> int:
     """Bytes of shared memory."""
     names = kernel.arg_names
-    types = {
-        name: "i32" if name.endswith("_stride") else TYPES.get(name, "*bf16") for name in names if name not in constants
-    }
+    types = {name: TYPES.get(name, "*bf16") for name in names if name not in constants}
     aligned = {(n,): [["tt.divisibility", 16]] for n, name in enumerate(names) if name in types and name != "rows"}
     source = ASTSource(
         kernel,
@@ -34,18 +32,20 @@ def compiled(kernel: Any, constants: dict[str, Any], **options: int) -> int:
 
 
 def main() -> None:
-    """The rules' configurations for a Mistral-7B's layers."""
+    """Every third layer that HLO brings configurations for, and by rule others of a Mistral-7B."""
+    chooser, _ = configs.load("NVIDIA H200", [configs.SHIPPED])
     found = {}
-    for layer in LAYERS:
+    for layer in (*sorted(chooser.layers, key=repr)[::3], *LAYERS):
         rank, outputs = layer.rank, layer.outputs
         for tokens in (1, 256, 8192):
-            config = configs.by_rule(layer, tokens)
+            config = chooser.choose(layer, tokens)
             common = {
                 "R": rank,
                 "SLICES": len(outputs),
                 "SPLIT": config.split,
                 "BLOCK_M": BLOCKS[tokens > SMALL],
                 "BLOCK_R": max(16, rank),
+                "LARGE": tokens > SMALL,
                 "OVERLAP": True,
                 "WIDE": False,
             }

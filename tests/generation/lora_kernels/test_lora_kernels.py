@@ -88,6 +88,14 @@ def test_the_operators_file_comes_first_and_another_format_is_passed_over(tmp_pa
     assert configs.load("Another GPU", [own, shipped])[1] is None
 
 
+def test_what_ships_can_be_read() -> None:
+    """The configurations that HLO brings for the H200 are read, and hold the layers of a Mistral-7B at two ranks."""
+    chooser, path = configs.load("NVIDIA H200", [configs.SHIPPED])
+    assert path is not None
+    attention = [Layer(4096, outputs, rank) for outputs in ((4096, 1024, 1024), (4096,)) for rank in (16, 32)]
+    assert chooser.layers >= {*attention, Layer(4096, (14336, 14336), 32), Layer(14336, (4096,), 32)}
+
+
 def test_the_kernels_add_what_float32_adds() -> None:
     """In every mix of adapters, none and empty ones, of ranks 8 to 64, in both types, errors are those of rounding."""
     done = subprocess.run(
