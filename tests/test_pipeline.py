@@ -590,7 +590,7 @@ class _WholeEngine(EchoEngine):
         await asyncio.sleep(0.05)
         tokens = tuple(token for piece in pieces for token in piece.token_ids)
         text = "".join(piece.text for piece in pieces)
-        yield Delta(text, tokens, "stop", first_token_s=0.0, cached_tokens=7, queued_s=0.25)
+        yield Delta(text, tokens, "stop", first_token_s=0.0, cached_tokens=7, queue_s=0.25)
 
 
 async def test_an_answer_that_nobody_reads_along_says_when_it_began(make_parts: MakeParts) -> None:

@@ -513,7 +513,7 @@ async def test_a_request_says_how_long_it_waited(options: EngineOptions) -> None
 
         async def ask() -> None:
             async with aclosing(engine.generate(Prompt(PROMPTS[0]), Sampling(8))) as deltas:
-                waited.append({delta.queued_s async for delta in deltas})
+                waited.append({delta.queue_s async for delta in deltas})
 
         await asyncio.gather(ask(), ask())
     (first,), (second,) = waited
