@@ -67,20 +67,21 @@ def draw(source: Source, file: str) -> None:
     for row in ROWS:
         drawn = [panel for panel in row.panels if panel.kind == "timeseries"]
         rows += [(row.title, drawn[start : start + WIDE]) for start in range(0, len(drawn), WIDE)]
-    figure, axes = pyplot.subplots(len(rows), WIDE, figsize=(18, 3.4 * len(rows)), squeeze=False)
+    figure, axes = pyplot.subplots(len(rows), WIDE, figsize=(18, 3.7 * len(rows)), squeeze=False)
     for line, (_, panels) in zip(axes, rows, strict=True):
         for axis, panel in zip(line, panels, strict=False):
             _draw(axis, panel, source)
         for axis in line[len(panels) :]:
             axis.axis("off")
     figure.suptitle("HLO        " + "      ".join(_stat(panel, source) for panel in stats), fontsize=13, x=0.5)
-    figure.tight_layout(rect=(0, 0, 1, 0.985), h_pad=2.0)
+    figure.tight_layout(rect=(0, 0.02, 1, 0.985), h_pad=5.5)
     figure.savefig(file, dpi=80)
 
 
 def _draw(axis: Any, panel: Panel, source: Source) -> None:
     found = [series for query in panel.queries for series in source.series(query)]
-    found.sort(key=lambda one: one[0]) if len(panel.queries) == 1 else None
+    if len(panel.queries) == 1:
+        found.sort(key=lambda one: one[0])
     if panel.stacked and found:
         times = sorted({at for _, where, _ in found for at in where})
         known = [dict(zip(where, values, strict=True)) for _, where, values in found]
@@ -88,7 +89,7 @@ def _draw(axis: Any, panel: Panel, source: Source) -> None:
         axis.stackplot(times, stacks, labels=[name for name, _, _ in found], alpha=0.8)
     else:
         for name, where, values in found:
-            axis.plot(where, values, label=name, linewidth=1.3, linestyle="--" if name.startswith("chance") else "-")
+            axis.plot(where, values, label=name, linewidth=1.3)
     for query in panel.queries:
         if query.exemplars and panel.unit == "s":
             where, values = source.exemplars(query)
@@ -100,7 +101,17 @@ def _draw(axis: Any, panel: Panel, source: Source) -> None:
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25)
     if found:
-        axis.legend(fontsize=6.5, ncols=2, loc="upper left", framealpha=0.6)
+        columns = 5 if len(found) > 4 else 4
+        below = axis.legend(
+            fontsize=6.5,
+            ncols=columns,
+            columnspacing=1.0,
+            handlelength=1.2,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.08),
+            frameon=False,
+        )
+        below.set_in_layout(False)
 
 
 def _stat(panel: Panel, source: Source) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hlo.routing.router import Router
 
 _MOST = 64  # examples of a specialty that are compared, evenly spread; more would make the start slower, for little
-_MOST_OF_ALL = 20_000  # of all specialties: about a second's work
+_MOST_OF_ALL = 4_000  # of all specialties: a second's work or two
 
 
 class Expected(Struct, frozen=True):
@@ -31,7 +31,7 @@ class Expected(Struct, frozen=True):
 
 
 def expected(router: Router) -> Expected:
-    """What the router expects. Takes up to a second with hundreds of specialties: not for an event loop."""
+    """What the router expects. Takes a second or two with hundreds of specialties: not for an event loop."""
     if router.calibrated is not None:
         return Expected("calibration", router.calibrated)
     groups = router.bank.specialties
