@@ -47,11 +47,12 @@ _BLOCK = 128  # weights of a column whose rounding is made good in one multiplic
 
 def narrow(folder: Path, texts: Sequence[str]) -> None:
     """Round the weights of the encoder in ``folder``, whose matrices are ``MatMulInteger``'s, on ``texts``."""
+    described = msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Description)
     model = onnx.load(folder / MODEL)
     weights = {one.name: one for one in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "MatMulInteger"]
     inputs = {node.input[0]: node.input[2] for node in nodes}  # activations and their zero points
-    moments = _moments(model, inputs, _ids(folder, texts))
+    moments = _moments(model, inputs, _ids(folder, texts, described.max_tokens))
     for node in nodes:
         name = node.input[1]
         scale = weights[name.replace("_quantized", "_scale")]
@@ -61,7 +62,6 @@ def narrow(folder: Path, texts: Sequence[str]) -> None:
         weights[name].CopyFrom(numpy_helper.from_array(rounded.astype(np.int8), name))
         scale.CopyFrom(numpy_helper.from_array(scales.astype(np.float32), scale.name))
     onnx.save(model, folder / MODEL)
-    described = msgspec.json.decode((folder / DESCRIPTION).read_bytes(), type=Description)
     text = msgspec.json.format(msgspec.json.encode(replace(described, sum_bits=16)), indent=2)
     (folder / DESCRIPTION).write_bytes(text + b"\n")
 
@@ -74,8 +74,9 @@ def calibration(root: Path) -> list[str]:
     return [*examples[::_EVERY], *background[::_EVERY]]
 
 
-def _ids(folder: Path, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+def _ids(folder: Path, texts: Sequence[str], most: int) -> list[NDArray[np.int64]]:
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizer.enable_truncation(most)
     return [np.array([tokenizer.encode(text).ids]) for text in texts]
 
 
