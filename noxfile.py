@@ -99,7 +99,7 @@ def _peer(session: nox.Session) -> str:
     python = str(folder / "bin" / "python")
     session.run("python", "-m", "venv", str(folder))
     index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX) else []
-    server = ["httptools", "litestar>=2.25,<3", "uvicorn>=0.32,<1"]  # for the peer behind HTTP
+    server = ["httptools", "litestar>=2.25,<3", "uvicorn>=0.32,<1", "uvloop"]  # for the peer behind HTTP
     for requirements in ([TORCH], ["semantic-router==1.1.1", "transformers>=5,<6", *server]):
         session.run(python, "-m", "pip", "install", "-q", *requirements, *index, external=True)
     return python

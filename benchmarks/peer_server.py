@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import uvicorn
+import uvloop
 from litestar import Litestar, post
 
 from benchmarks.peer import tasks, threads
@@ -65,4 +66,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as HLO is served
+        runner.run(main())

@@ -32,6 +32,7 @@ from benchmarks.routing import DATA, PLAIN, Row, read
 from benchmarks.serving import serving
 from hlo.assemble import Runtime, assemble, declarations
 from hlo.routing import onnx_export, sentence_encoder
+from hlo.service.server import event_loop
 from hlo.settings import Settings, load_settings
 from hlo.telemetry.metrics import Metrics
 
@@ -233,7 +234,8 @@ def main() -> None:
         plain = Path(work, "plain")
         Console().print("exporting the plain encoder to int8")
         onnx_export.export(sentence_encoder.locate(PLAIN), plain, base=PLAIN)
-        asyncio.run(measure_all(Path(work), plain))
+        with asyncio.Runner(loop_factory=event_loop()) as runner:  # as `hlo serve` has it
+            runner.run(measure_all(Path(work), plain))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ _SLOWER = ["SkipLayerNormFusion"]
 
 
 class Description(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The content of `encoder.json`. `max_tokens` is where a question is cut; `base` is what it was exported from."""
+    """The content of `encoder.json`. `max_tokens` is where a question is cut; `base` is what it was exported from.
+
+    `sum_bits`: how many bits hold every sum of two neighbouring products of the int8 graph; 16 where its weights were
+    chosen so.
+    """
 
     format: Literal[1] = 1
     name: Annotated[str, Meta(min_length=1)]
@@ -41,6 +45,7 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     max_tokens: Annotated[int, Meta(ge=1)]
     base: str = ""
     quantization: Literal["none", "int8"] = "none"
+    sum_bits: Literal[16, 32] = 32
 
 
 class OnnxEncoder:
@@ -70,7 +75,8 @@ class OnnxEncoder:
         The questions of a batch are spread over so many `threads`. Raises `EncoderError`.
         """
         description = _read(folder)
-        session, tokenizer = _session(folder / MODEL), _tokenizer(folder / TOKENIZER, description.max_tokens)
+        session = _session(folder / MODEL, description.sum_bits)
+        tokenizer = _tokenizer(folder / TOKENIZER, description.max_tokens)
         files = (folder / file for file in (MODEL, TOKENIZER, DESCRIPTION))
         encoder = cls(name or description.name, description, session, tokenizer, fingerprint(folder, files), threads)
         encoder._check(folder)
@@ -165,7 +171,7 @@ def _read(folder: Path) -> Description:
         raise EncoderError(f"`{path}` does not describe an encoder: {error}", remedy=_AGAIN) from error
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, sum_bits: int) -> Any:
     """The graph, ready to run, each time in the thread that runs it."""
     import onnxruntime
 
@@ -176,9 +182,9 @@ def _session(path: Path) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = False  # it would be kept for every length of a question, and makes none faster
     options.log_severity_level = 3  # errors
-    # x86 CPUs without VNNI would add products of 8-bit numbers in 16 bits and cut off what does not fit: vectors would
-    # be 0.004 of a cosine away from those of all other CPUs. With this they add in 32 bits, and take an eighth longer.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # x86 CPUs without VNNI add products of 8-bit numbers in 16 bits and cut off what does not fit: vectors would be
+    # 0.004 of a cosine away from those of all other CPUs. With this they add in 32 bits, and take an eighth longer.
+    options.add_session_config_entry("session.x64quantprecision", "1" if sum_bits == 32 else "0")
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOWER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -90,8 +91,44 @@ def test_this_cpu_gives_what_the_graph_says() -> None:
         (found,) = exact.run(["embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         wanted.append(found[0] / np.linalg.norm(found[0]))
     cosines = (OnnxEncoder.load(own).encode(SAMPLES[:6]) * np.stack(wanted)).sum(axis=1)
-    assert cosines.min() > 0.998
-    assert cosines.mean() > 0.9995
+    # A last bit of a float32 can round an activation the other way; sums that overflow would give 0.996 in the mean.
+    assert cosines.min() > 0.996
+    assert cosines.mean() > 0.998
+
+
+@pytest.mark.parametrize(("sum_bits", "wider"), [(16, "0"), (32, "1")])
+def test_sums_are_wider_where_the_weights_need_it(folder: Path, tmp_path: Path, sum_bits: int, wider: str) -> None:
+    """x86 CPUs without VNNI take their exact way, which is slower, unless the weights were chosen for 16 bits."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    described = json.loads((tmp_path / "encoder.json").read_text(encoding="utf-8"))
+    (tmp_path / "encoder.json").write_text(json.dumps(described | {"sum_bits": sum_bits}), encoding="utf-8")
+    options = OnnxEncoder.load(tmp_path)._session.get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == wider
+
+
+def test_no_two_weights_of_hlos_own_encoder_overflow() -> None:
+    """Neighbouring weights of one sign, times activations of 255, fit the 16 bits that its description promises."""
+    import onnx
+
+    own = embedded_root() / "models" / "hlo-encoder"
+    assert OnnxEncoder.load(own).description.sum_bits == 16
+    graph = onnx.load(own / "model.onnx").graph
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    matrices = [weights[node.input[1]].astype(int) for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(matrices) == 36
+    for one in matrices:
+        sums = np.where(one[0::2] * one[1::2] > 0, one[0::2] + one[1::2], 0)
+        assert 255 * max(np.abs(one).max(), np.abs(sums).max()) < 2**15
+
+
+def test_wider_sums_change_nothing_in_hlos_own_encoder(tmp_path: Path) -> None:
+    """Its vectors are the same to the last bit, whether products are added in 16 bits or in 32."""
+    own = embedded_root() / "models" / "hlo-encoder"
+    for name in FILES:
+        shutil.copy(own / name, tmp_path)
+    described = json.loads((own / "encoder.json").read_text(encoding="utf-8"))
+    (tmp_path / "encoder.json").write_text(json.dumps(described | {"sum_bits": 32}), encoding="utf-8")
+    assert (OnnxEncoder.load(tmp_path).encode(SAMPLES) == OnnxEncoder.load(own).encode(SAMPLES)).all()
 
 
 def test_no_questions_are_no_vectors(encoder: OnnxEncoder) -> None:

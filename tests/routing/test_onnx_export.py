@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,31 @@ def test_int8_is_near(original: Any, small: ExportReport, exact: ExportReport) -
     cosines = (found * original.encode(list(QUESTIONS), normalize_embeddings=True)).sum(axis=1)
     assert 0.98 < cosines.min() < 0.99999
     assert small.size < exact.size
+
+
+def test_the_recipe_rounds_weights_for_sums_of_16_bits(original: Any, small: ExportReport, tmp_path: Path) -> None:
+    """Rounded anew, an int8 encoder has no neighbouring weights that overflow, and is as near to the original."""
+    import onnx
+
+    from adapters.recipe.encoder.narrow import MOST, narrow
+
+    folder = tmp_path / "narrow"
+    shutil.copytree(small.folder, folder)
+
+    def largest() -> int:
+        graph = onnx.load(folder / "model.onnx").graph
+        weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+        matrices = [weights[node.input[1]].astype(int) for node in graph.node if node.op_type == "MatMulInteger"]
+        sums = [np.where(one[0::2] * one[1::2] > 0, np.abs(one[0::2] + one[1::2]), 0) for one in matrices]
+        return max(int(one.max()) for one in sums)
+
+    assert largest() > MOST
+    narrow(folder, QUESTIONS)
+    assert largest() <= MOST
+    encoder = OnnxEncoder.load(folder)
+    assert encoder.description.sum_bits == 16
+    cosines = (encoder.encode(QUESTIONS) * original.encode(list(QUESTIONS), normalize_embeddings=True)).sum(axis=1)
+    assert 0.98 < cosines.min() < 0.99999
 
 
 def test_int8_keeps_rows_of_large_values_apart(original: Any) -> None:

@@ -29,7 +29,7 @@ def main() -> None:
     """Run the recipe."""
     args = parser().parse_args()
     # Only now: these take seconds to load.
-    from adapters.recipe.encoder import data, settings, soup, training
+    from adapters.recipe.encoder import data, narrow, settings, soup, training
     from adapters.recipe.training import pick_device
     from hlo.errors import HLOError
     from hlo.routing.onnx_export import check_packages
@@ -52,7 +52,7 @@ def main() -> None:
         # A try-out never replaces the shipped encoder by itself.
         tried = Path(tempfile.mkdtemp(prefix="hlo-encoder-")) if args.tiny and not args.out else None
         out = args.out or tried or ROOT / "models" / settings.NAME
-        report = soup.ship(base, soup.average(members), out)
+        report = soup.ship(base, soup.average(members), out, narrow.calibration(ROOT))
     except HLOError as error:
         raise SystemExit(str(error)) from error
     print(

@@ -1,4 +1,4 @@
-"""From members to the shipped folder: the average of their layers in the base model, exported to int8 ONNX."""
+"""From members to the shipped folder: the average of their layers in the base model, in int8 ONNX, rounded anew."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
+from adapters.recipe.encoder.narrow import narrow
 from adapters.recipe.encoder.settings import BASE, NAME
 from adapters.recipe.encoder.training import Layers
-from hlo.routing.onnx_export import ExportReport, export
+from hlo.routing.onnx_encoder import MODEL, OnnxEncoder
+from hlo.routing.onnx_export import SAMPLES, ExportReport, export
+from hlo.routing.sentence_encoder import SentenceEncoder
 
 WEIGHTS = "model.safetensors"
 
@@ -40,16 +44,26 @@ def write_model(base: Path, layers: Layers, out: Path) -> None:
     save_file({**weights, **layers}, out / WEIGHTS, metadata={"format": "pt"})
 
 
-def ship(base: Path, layers: Layers, out: Path) -> ExportReport:
+def ship(base: Path, layers: Layers, out: Path, texts: Sequence[str]) -> ExportReport:
     """Export the model with these layers into ``out``, in place of the encoder there; the card beside it stays.
 
-    Raises `EncoderError` as `hlo.routing.onnx_export.export` does.
+    Its weights are rounded anew on ``texts``. Raises `EncoderError` as `hlo.routing.onnx_export.export` does.
     """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         model, exported = Path(work, "float32"), Path(work, "int8")
         write_model(base, layers, model)
         report = export(model, exported, name=NAME, base=f"{BASE}, fine-tuned")
+        narrow(exported, texts)
+        encoder = OnnxEncoder.load(exported)
+        cosines = (encoder.encode(SAMPLES) * SentenceEncoder.of(model, BASE).encode(SAMPLES)).sum(axis=1)
         for file in exported.iterdir():
             file.replace(out / file.name)
-    return report
+    return replace(
+        report,
+        description=encoder.description,
+        fingerprint=encoder.fingerprint,
+        size=(out / MODEL).stat().st_size,
+        mean_cosine=float(cosines.mean()),
+        min_cosine=float(cosines.min()),
+    )

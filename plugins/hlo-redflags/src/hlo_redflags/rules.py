@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from itertools import accumulate
 from typing import Any, Literal
 
 import msgspec
@@ -31,6 +32,7 @@ _NUMBER = (
     r"(?:\d[\d.,/]*|an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|"
     r"half|few|several|couple|couple of|many|some)"
 )
+_UNTIL, _RELEASED = "until", "released_by"  # parts of a modifier, beside its phrases
 _SUGAR = (
     ("(", "(?:"),
     (".", r"\."),
@@ -80,15 +82,6 @@ class Data(Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...]
 
 
-class _Reach(Struct, frozen=True):
-    """A modifier, compiled."""
-
-    modifier: Modifier
-    pattern: re.Pattern[str]
-    until: re.Pattern[str] | None
-    released_by: re.Pattern[str] | None
-
-
 class Span(Struct, frozen=True):
     """Where a phrase stands: its first word, and the one after its last."""
 
@@ -106,17 +99,13 @@ class Rules:
         self._spelling = {slip: data.spelled.get(word, word) for slip, word in slips.items()} | data.spelled
         _check_names(data)
         concepts = {name: _spell(phrases, data.spelled) for name, phrases in data.concepts.items()}
-        self._concepts = {name: _compile(phrases, concepts) for name, phrases in concepts.items()}
-        self._openings = Openings({name: _either(phrases, concepts, ()) for name, phrases in concepts.items()})
-        self._reaches = {
-            name: _Reach(
-                one,
-                _compile(_spell(one.phrases, data.spelled), concepts),
-                _compile(_spell(one.until, data.spelled), concepts) if one.until else None,
-                _compile(_spell(one.released_by, data.spelled), concepts) if one.released_by else None,
-            )
-            for name, one in data.modifiers.items()
-        }
+        patterns = {name: _either(phrases, concepts, ()) for name, phrases in concepts.items()}
+        for name, one in data.modifiers.items():
+            for part, phrases in (("", one.phrases), (_UNTIL, one.until), (_RELEASED, one.released_by)):
+                if phrases:
+                    patterns[_modifier(name, part)] = _either(_spell(phrases, data.spelled), concepts, ())
+        self._openings = Openings(patterns)
+        self._patterns = {name: _compile(pattern) for name, pattern in patterns.items()}
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -142,33 +131,40 @@ class Rules:
     def find(self, text: str) -> tuple[str, ...]:
         """The kinds of emergency that `text` describes, most pressing first; empty when there is none."""
         words = [".", *plain_words(text, self._spelling)]
-        possible = self._openings.possible(f"{' '.join(words)} ")
-        asked = _Asked(words, {name: self._concepts[name] for name in possible}, self._reaches)
+        text = " ".join(words)
+        places = self._openings.possible(f"{text} ")
+        asked = _Asked(words, text, places, self._patterns, self._data.modifiers)
+        possible = frozenset(places)
         met = {rule.kind for rule in self._data.rules if possible.issuperset(rule.all) and asked.meets(rule)}
         return tuple(kind for kind in self._data.notices if kind in met)
 
 
 class _Asked:
-    """One question, and what has been found in it so far. Concepts that are not given do not occur."""
+    """One question, and what has been found in it so far. `places` has where each pattern may match."""
 
     def __init__(
-        self, words: Sequence[str], concepts: Mapping[str, re.Pattern[str]], reaches: Mapping[str, _Reach]
+        self,
+        words: Sequence[str],
+        text: str,
+        places: Mapping[str, Sequence[int]],
+        patterns: Mapping[str, re.Pattern[str]],
+        modifiers: Mapping[str, Modifier],
     ) -> None:
         self._words = words
-        self._text = " ".join(words)
-        self._starts: list[int] = []
-        at = 0
-        for word in words:
-            self._starts.append(at)
-            at += len(word) + 1
-        self._concepts = concepts
+        self._text = text
+        self._starts = list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
+        self._places = places
+        self._patterns = patterns
+        self._modifiers = modifiers
         self._found: dict[str, list[Span]] = {}
+        self._covered: dict[str, frozenset[int]] = {}
         self._stops = [number for number, word in enumerate(words) if word == "."]
         self._pauses = [number for number, word in enumerate(words) if word in (".", ",", "but")]
-        self._covered = {name: self._cover(reach) for name, reach in reaches.items()}
 
     def meets(self, rule: Rule) -> bool:
         """Whether the rule is met."""
+        if not all(self._spans(concept) for concept in rule.all):  # most often so; modifiers need not be looked for
+            return False
         spans = []
         for concept in rule.all:
             counting = [one for one in self._spans(concept) if self._counts(one, rule.ignore)]
@@ -177,36 +173,44 @@ class _Asked:
             spans.append(counting)
         return _together(spans, rule.within) and not any(self._spans(concept) for concept in rule.unless)
 
-    def _spans(self, concept: str) -> list[Span]:
-        if concept not in self._found:
-            pattern = self._concepts.get(concept)
-            self._found[concept] = list(self._search(pattern)) if pattern else []
-        return self._found[concept]
+    def _spans(self, name: str) -> list[Span]:
+        if name not in self._found:
+            self._found[name] = list(self._search(name))
+        return self._found[name]
 
-    def _search(self, pattern: re.Pattern[str]) -> Iterator[Span]:
-        for match in pattern.finditer(self._text):
-            yield Span(bisect_right(self._starts, match.start()) - 1, bisect_right(self._starts, match.end() - 1))
+    def _search(self, name: str) -> Iterator[Span]:
+        """Where a pattern matches, from left to right, none in another."""
+        end = 0
+        for place in self._places.get(name, ()):
+            if place >= end and (match := self._patterns[name].match(self._text, place)):
+                end = match.end()
+                yield Span(bisect_right(self._starts, place) - 1, bisect_right(self._starts, end - 1))
 
     def _counts(self, span: Span, ignore: Sequence[str]) -> bool:
         ends = {span.start, span.end - 1}
-        return not any(ends & covered for name, covered in self._covered.items() if name not in ignore)
+        return not any(ends & self._cover(name) for name in self._modifiers if name not in ignore)
 
-    def _cover(self, reach: _Reach) -> frozenset[int]:
+    def _cover(self, name: str) -> frozenset[int]:
         """The numbers of the words that a modifier reaches."""
-        stops = [] if reach.until is None else [one.start for one in self._search(reach.until)]
-        releases = [] if reach.released_by is None else [one.start for one in self._search(reach.released_by)]
+        if name not in self._covered:
+            self._covered[name] = frozenset(self._reached(name, self._modifiers[name]))
+        return self._covered[name]
+
+    def _reached(self, name: str, modifier: Modifier) -> set[int]:
+        stops = [one.start for one in self._spans(_modifier(name, _UNTIL))]
+        releases = [one.start for one in self._spans(_modifier(name, _RELEASED))]
         covered: set[int] = set()
         done = -1  # what was covered from here on back is not gone through again: keeps time linear
-        for span in self._search(reach.pattern):
-            if reach.modifier.reach == "forward":
-                first, last = span.end, self._until(span.end, stops, reach.modifier.words)
+        for span in self._spans(_modifier(name)):
+            if modifier.reach == "forward":
+                first, last = span.end, self._until(span.end, stops, modifier.words)
             else:
-                first, last = self._around(span, reach.modifier.reach)
-            if last <= done or _any_in(releases, span.start if reach.modifier.reach == "forward" else first, last):
+                first, last = self._around(span, modifier.reach)
+            if last <= done or _any_in(releases, span.start if modifier.reach == "forward" else first, last):
                 continue
             covered.update(range(max(first, done), last))
             done = last
-        return frozenset(covered)
+        return covered
 
     def _until(self, start: int, stops: Sequence[int], words: int) -> int:
         end = min(_next(self._stops, start, len(self._words)), start + words)
@@ -263,9 +267,14 @@ def _spell(phrases: Sequence[str], spelled: Mapping[str, str]) -> tuple[str, ...
     return tuple(_WORD.sub(lambda match: spelled.get(match[0], match[0]), phrase) for phrase in phrases)
 
 
-def _compile(phrases: Sequence[str], concepts: Mapping[str, Sequence[str]]) -> re.Pattern[str]:
+def _modifier(name: str, part: str = "") -> str:
+    """What a modifier's phrases, or another part of it, are called among the patterns; no concept has a `/`."""
+    return f"{name}/{part}"
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
     try:
-        return re.compile(f"(?<![^ ]){_either(phrases, concepts, ())}(?![^ ])")
+        return re.compile(f"(?<![^ ]){pattern}(?![^ ])")
     except re.error as error:
         raise PluginError(f"A phrase in `{_FILE}` is malformed: {error}.", remedy="Mend it.") from error
 

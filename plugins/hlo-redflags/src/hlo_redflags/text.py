@@ -20,7 +20,8 @@ def plain_words(text: str, spelling: Mapping[str, str]) -> list[str]:
     Words that are keys of `spelling` are replaced. Time is linear in the text.
     """
     flat = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", text)).casefold()
-    flat = "".join(one for one in flat if not unicodedata.combining(one))
+    if not flat.isascii():
+        flat = "".join(one for one in flat if not unicodedata.combining(one))
     words: list[str] = []
     for word in _TOKEN.findall(_HYPHEN.sub(" ", flat)):
         if word in _ENDS:
