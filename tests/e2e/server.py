@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def running(folder: Path, *, python: Path = Path(sys.executable), **environment:
     """Start a server with its files in `folder`, and stop it. It must leave no process and print no traceback."""
     process, log = spawn(folder, python=python, **environment)
     try:
-        yield Server(_wait_ready(process, log), process, log)
+        yield Server(wait_ready(process, log), process, log)
         if process.poll() is None:
             stop(process, signal.SIGTERM)
         assert "Traceback" not in log.read_text(errors="replace"), log.read_text(errors="replace")[-4000:]
@@ -99,13 +100,14 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     assert not alive, f"left behind: {alive}"
 
 
-def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+def wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until a server answers questions; its address."""
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         text = log.read_text(errors="replace")
         assert process.poll() is None, f"the server stopped:\n{text[-4000:]}"
         if "listening on " in text:
-            url = text.split("listening on ", 1)[1].split("\n", 1)[0]
+            url = re.split(r"[\s\"]", text.split("listening on ", 1)[1], maxsplit=1)[0]
             if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
                 return url
         time.sleep(0.5)
