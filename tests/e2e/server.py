@@ -7,9 +7,11 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +55,18 @@ class Server(Struct, frozen=True):
             time.sleep(0.1)
 
 
+@cache
+def _embeddings() -> tempfile.TemporaryDirectory[str]:
+    """Where all servers of a run keep embeddings of examples: to make them takes longer than all else of a start."""
+    return tempfile.TemporaryDirectory(prefix="hlo-embeddings-")
+
+
 def settings_only(folder: Path, **environment: str) -> dict[str, str]:
     """The process's environment with no HLO setting but a cache in `folder`, and `environment`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
+    (folder / "cache").mkdir(exist_ok=True)
+    if not (folder / "cache/embeddings").exists():
+        (folder / "cache/embeddings").symlink_to(_embeddings().name)
     return clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment
 
 
