@@ -317,7 +317,7 @@ async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within
     example = next((one for part in specialty.examples.values() for one in part), specialty.title)
     await engine.load(entry.adapter)
     prompt = prompting.build(example, specialty.template, tokenizer, entry.adapter)
-    return await check_effect(engine, msgspec.structs.replace(prompt, trace=traces.outgoing(within)))
+    return await check_effect(engine, msgspec.structs.replace(prompt, trace=tuple(traces.outgoing(within).items())))
 
 
 async def load(

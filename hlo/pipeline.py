@@ -231,7 +231,7 @@ class Pipeline:
         self, prompt: Prompt, sampling: Sampling, within: Span, told: Attributes
     ) -> AsyncGenerator[Delta, None]:
         with self._tracing.span("generate", within) as span:
-            prompt = msgspec.structs.replace(prompt, trace=tracing.outgoing(span))
+            prompt = msgspec.structs.replace(prompt, trace=tuple(tracing.outgoing(span).items()))
             words = self._policy.capture_content
             watch = spans.Generation(span, prompt, sampling, self.engine.info, told, words=words)
             try:

@@ -193,7 +193,7 @@ class Prompt(Struct, frozen=True):
     token_ids: tuple[int, ...]
     adapter: AdapterVersion | None = None
     whole: bool = False
-    trace: Mapping[str, str] = {}
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 class Delta(Struct, frozen=True):

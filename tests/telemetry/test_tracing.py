@@ -137,7 +137,7 @@ async def test_the_engine_is_told_its_parent(
         heard: Mapping[str, str]
 
         def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
-            self.heard = prompt.trace
+            self.heard = dict(prompt.trace)
             return super().generate(prompt, sampling)
 
     engine = Listening()

@@ -224,7 +224,7 @@ class VllmEngine:
                     parameters,
                     number,
                     lora_request=self._lora(prompt.adapter),
-                    trace_headers=prompt.trace if self._traced else None,
+                    trace_headers=dict(prompt.trace) if self._traced else None,
                 )
                 async with aclosing(stream) as outputs:
                     async for output in outputs:
