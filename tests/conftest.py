@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from hlo.catalog import Catalog, Entry
 from hlo.edition import Edition
@@ -209,6 +212,20 @@ def make_parts() -> Iterator[MakeParts]:
             return Parts(pipeline, router, engine, batching, metrics, tracing)
 
         yield make
+
+
+@pytest.fixture
+def exporter() -> InMemorySpanExporter:
+    """Where the spans of a test are found."""
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def traced(exporter: InMemorySpanExporter) -> Tracing:
+    """Tracing into the exporter."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(provider.get_tracer("hlo"), provider.shutdown)
 
 
 @pytest.fixture

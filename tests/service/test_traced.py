@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -38,20 +37,6 @@ class Failing(EchoEngine):
         for _ in range(self._after):
             yield Delta("x", (1,))
         raise self._error
-
-
-@pytest.fixture
-def exporter() -> InMemorySpanExporter:
-    """Where the spans of a test are found."""
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def traced(exporter: InMemorySpanExporter) -> Tracing:
-    """Tracing into the exporter."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return Tracing(provider.get_tracer("hlo"), provider.shutdown)
 
 
 def root(exporter: InMemorySpanExporter) -> ReadableSpan:

@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -31,20 +30,6 @@ if TYPE_CHECKING:
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
-
-
-@pytest.fixture
-def exporter() -> InMemorySpanExporter:
-    """Where the spans of a test are found."""
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def traced(exporter: InMemorySpanExporter) -> Tracing:
-    """Tracing into the exporter."""
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return Tracing(provider.get_tracer("hlo"), provider.shutdown)
 
 
 def by_name(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
