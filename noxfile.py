@@ -51,9 +51,19 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
-    _install(session, *EXPORT, *TESTING, *QUALITY, "hatchling>=1.27,<2")
-    session.install("--no-deps", *EIGHT_BIT)
+    _install_for_tests(session)
     session.run("python", "-m", "pytest", *session.posargs, env={"PATH": _with_prometheus(session)})
+
+
+@nox.session
+def reliability(session: nox.Session) -> None:
+    """Run the tests that overload, break and attack a server, and write what came of it into docs/reliability.md."""
+    _install_for_tests(session)
+    figures = Path(session.create_tmp()).absolute() / "figures.jsonl"
+    figures.unlink(missing_ok=True)
+    environment = {"PATH": _with_prometheus(session), "RELIABILITY_FIGURES": str(figures)}
+    session.run("python", "-m", "pytest", "-m", "reliability", *session.posargs, env=environment)
+    session.run("python", "-m", "docs.reliability", str(figures))
 
 
 @nox.session
@@ -131,6 +141,12 @@ def _install(session: nox.Session, *requirements: str) -> None:
     session.install(TORCH, *index)
     session.install("-e", ".[cpu,offline,otel]", *editable, *requirements, *index)
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED, silent=True)
+
+
+def _install_for_tests(session: nox.Session) -> None:
+    """Install HLO and all that its tests need."""
+    _install(session, *EXPORT, *TESTING, *QUALITY, "hatchling>=1.27,<2")
+    session.install("--no-deps", *EIGHT_BIT)
 
 
 def _install_light(session: nox.Session, *requirements: str) -> None:

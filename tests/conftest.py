@@ -37,6 +37,7 @@ from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import Metrics
 from hlo.telemetry.tracing import Tracing
 from hlo.testing import CharacterTokenizer, EchoEngine, HashingEncoder
+from tests.figures import figure  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     import torch
