@@ -163,15 +163,17 @@ def measure(sides: list[Side], load: Load, wires: dict[str, Connection]) -> list
         wires[side.name].send((requests, used))
         return float(wires[side.name].recv())
 
-    for side in sides:  # warm
-        for used in {0, side.used(load)}:
-            ask(side, load.clients, used)
+    for side in sides:  # the first rounds after a start are slower, up to the third
+        for used in (side.used(load), 0, side.used(load)):
+            ask(side, load.requests, used)
+        ask(side, 1, min(side.adapters, 1))
     for number in range(load.rounds):
         for side in sides:
             rates[side.name].append(ask(side, load.requests, side.used(load)))
             without[side.name].append(ask(side, load.requests, 0) if side.adapters else rates[side.name][-1])
             alone[side.name].append(1000 / ask(side, 1, min(side.adapters, 1)))
-            print(f"round {number + 1}, {side.name}: {rates[side.name][-1]:,.0f} tokens/s", flush=True)
+            both = f"{rates[side.name][-1]:,.0f} tokens/s, without adapters {without[side.name][-1]:,.0f}"
+            print(f"round {number + 1}, {side.name}: {both}", flush=True)
     base = sides[0].name
     return [
         {

@@ -24,6 +24,7 @@ _KNOWN = {
     "BaseLinearLayerWithLoRA._get_quant_method": (),
     "BaseLayerWithLoRA.set_mapping": ("punica_wrapper",),
     "LoRAKernelMeta.make": ("max_loras", "max_num_tokens", "device"),
+    "LRUCacheWorkerLoRAManager._apply_adapters": ("lora_requests",),
 }
 
 
@@ -87,6 +88,7 @@ def _classes() -> dict[str, type]:
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
     from vllm.lora.ops.triton_ops import LoRAKernelMeta
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
-    known = (PunicaWrapperGPU, BaseLinearLayerWithLoRA, BaseLayerWithLoRA, LoRAKernelMeta)
+    known = (PunicaWrapperGPU, BaseLinearLayerWithLoRA, BaseLayerWithLoRA, LoRAKernelMeta, LRUCacheWorkerLoRAManager)
     return {one.__name__: one for one in known}
