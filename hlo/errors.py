@@ -8,7 +8,9 @@ HLOError
 │   └── PromptTooLong      prompt and answer together do not fit the model's context
 ├── OutOfScope             the question belongs to no installed specialty, and the operator chose to refuse those
 ├── QuestionRefused        a plugin refused the question
-├── AdminRefused           an admin route was called without the admin key
+├── Unauthorized           a request came without a key that is in force (carries `challenge`)
+│   └── Forbidden          a request asked for more than its key, or its origin, allows
+├── TooManyRequests        a key made more requests than it may (carries `retry_after_s`)
 ├── HubError               a model hub's repository can not be had, or is not what was pinned
 ├── PluginError            a plugin, or a specialty that it offers, can not be used
 ├── AdapterError           an adapter's files can not be used with this base model
@@ -72,8 +74,24 @@ class QuestionRefused(HLOError):
     """A plugin refused the question; the message is the plugin's, for the one who asked."""
 
 
-class AdminRefused(HLOError):
-    """An admin route was called without the admin key."""
+class Unauthorized(HLOError):
+    """A request came without a key that is in force. `challenge` is what `WWW-Authenticate` says (RFC 6750)."""
+
+    def __init__(self, message: str, *, challenge: str = "Bearer", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.challenge = challenge
+
+
+class Forbidden(Unauthorized):
+    """A request asked for more than its key, or its origin, allows."""
+
+
+class TooManyRequests(HLOError):
+    """A key made more requests than it may. After `retry_after_s` seconds it may make another."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.retry_after_s = retry_after_s
 
 
 class HubError(HLOError):

@@ -24,7 +24,7 @@ TOML_FILE = Path("hlo.toml")
 ENV_FILE = Path(".env")
 
 # Variables of this prefix that configure something else than the process: they are not settings, and not misspellings.
-_NOT_SETTINGS = frozenset({"HLO_URL"})
+_NOT_SETTINGS = frozenset({"HLO_URL", "HLO_API_KEY"})
 
 
 class Settings(BaseSettings):
@@ -162,8 +162,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Largest request body.")
     max_question_chars: int = Field(default=4000, ge=1, description="Longest question, in characters.")
     max_batch_questions: int = Field(default=256, ge=1, description="Most questions in one `/route` request.")
-    admin_key: SecretStr | None = Field(
-        default=None, min_length=16, description="Key for the admin routes; without one they are off."
+    keys_file: Path = Field(
+        default=Path("hlo.keys"),
+        description="Where `hlo keys` keeps API keys, as hashes; without any key the server listens on loopback alone.",
     )
     audit_log: Path | None = Field(
         default=None, description="File to which each answer is recorded (`hlo audit`); needs an audit key."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,8 @@ def test_prometheus_scrapes_the_service() -> None:
     """Prometheus' target is the service of compose.yaml at HLO's own port, and exemplars are kept."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
+    assert job["authorization"] == {"credentials_file": "key"}  # beside it, and in no repository
+    assert "deploy/prometheus/key\n" in (ROOT / ".gitignore").read_text()
     assert (job["job_name"], job["static_configs"]) == ("hlo", [{"targets": ["hlo:8000"]}])
     assert Settings.model_fields["port"].default == 8000
     assert "--enable-feature=exemplar-storage" in COMPOSE["services"]["prometheus"]["command"]
@@ -166,9 +169,11 @@ def test_prometheus_scrapes_the_service() -> None:
     [("check", "config", "prometheus.yml"), ("check", "rules", "rules.yml"), ("test", "rules", "rules_test.yml")],
     ids=" ".join,
 )
-def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...]) -> None:
+def test_promtool_finds_nothing_wrong(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Prometheus' own checker takes the configuration and the alerts, and each fires when it should, and only then."""
-    done = promtool(*arguments[:2], str(DEPLOY / "prometheus" / arguments[2]))
+    folder = shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus")
+    (folder / "key").write_text("what `hlo keys new` prints")
+    done = promtool(*arguments[:2], str(folder / arguments[2]))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "ask": "Ask one question, of a server or of an engine started for it.",
     "route": "Show where questions would go, without answering them.",
     "plugins": "See, write, examine and reload the plugins that bring specialties.",
+    "keys": "Make, list and revoke API keys.",
     "models": "Fetch the base model, the encoder and adapters from a model hub; export an encoder.",
     "bench": "Tune HLO's kernels for this machine's GPU.",
     "demo": "Start a server, ask it four questions, and keep serving.",

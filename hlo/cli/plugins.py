@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +13,6 @@ from rich.text import Text
 from hlo.cli.lazy import LazyGroup
 from hlo.cli.options import read, settings_options
 from hlo.cli.remote import connection
-from hlo.errors import SettingsError
 
 if TYPE_CHECKING:
     from hlo.catalog import Catalog
@@ -59,11 +57,11 @@ def list_plugins(as_json: bool, **options: Any) -> None:
 @command.command("reload")
 @click.option("--url", envvar="HLO_URL", default="http://127.0.0.1:8000", show_default=True, help="The server.")
 def reload(url: str) -> None:
-    """Tell a running server to serve what is installed now. The environment's HLO_ADMIN_KEY must be the server's."""
-    key = os.environ.get("HLO_ADMIN_KEY")
-    if not key:
-        raise SettingsError("HLO_ADMIN_KEY is not set.", remedy="Set it to the key that the server was started with.")
-    with connection(url, key) as server:
+    """Tell a running server to serve what is installed now.
+
+    Where it has API keys, HLO_API_KEY must hold one with the role admin.
+    """
+    with connection(url) as server:
         done = server.post("/admin/specialties/reload", {})
     for word in ("added", "changed", "removed", "kept"):
         click.echo(f"{word}: {', '.join(done[word]) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,8 +40,9 @@ class Server:
 
 
 @contextmanager
-def connection(url: str, key: str | None = None) -> Iterator[Server]:
-    """Connect to the server at `url`, with the admin key if it is given. Raises `HLOError` when nobody answers."""
+def connection(url: str) -> Iterator[Server]:
+    """Connect to the server at `url`, with the key that HLO_API_KEY holds. Raises `HLOError` when nobody answers."""
+    key = os.environ.get("HLO_API_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -11,6 +11,7 @@ from litestar.types import Message, Scope
 import hlo
 from hlo.errors import HLOError
 from hlo.service import problems
+from hlo.service.access import OPEN, Access
 from hlo.service.routes import HANDLERS
 from hlo.service.state import Service
 from hlo.service.traced import Traced
@@ -27,7 +28,7 @@ def create_app(service: Service) -> Litestar:
         route_handlers=HANDLERS,
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
-        middleware=[Traced(service)],
+        middleware=[Access(service.keys, service.metrics), Traced(service)],
         exception_handlers={
             HLOError: problems.from_hlo,
             HTTPException: problems.from_http,
@@ -37,6 +38,8 @@ def create_app(service: Service) -> Litestar:
         },
         before_send=[count],
         request_max_body_size=service.settings.max_body_bytes,
-        openapi_config=OpenAPIConfig(title="HLO", version=hlo.__version__, path="/schema"),
+        openapi_config=OpenAPIConfig(
+            title="HLO", version=hlo.__version__, openapi_router=Router("/schema", route_handlers=[], opt=OPEN)
+        ),
         logging_config=None,
     )

@@ -12,11 +12,11 @@ from msgspec import Struct
 
 from hlo.errors import (
     AdapterError,
-    AdminRefused,
     AuditError,
     EncoderError,
     EngineDead,
     EngineError,
+    Forbidden,
     HLOError,
     HubError,
     InvalidRequest,
@@ -26,6 +26,8 @@ from hlo.errors import (
     PluginError,
     PromptTooLong,
     QuestionRefused,
+    TooManyRequests,
+    Unauthorized,
     UnknownAdapter,
     UnknownSpecialty,
 )
@@ -56,7 +58,9 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (PromptTooLong, 413, "prompt-too-long", "Prompt too long"),
     (InvalidRequest, 400, "invalid-request", "Invalid request"),
     (QuestionRefused, 422, "question-refused", "Question refused"),
-    (AdminRefused, 401, "admin-refused", "Admin key wanted"),
+    (Forbidden, 403, "forbidden", "Forbidden"),
+    (Unauthorized, 401, "unauthorized", "Key wanted"),
+    (TooManyRequests, 429, "too-many-requests", "Too many requests"),
     (OutOfScope, 422, "out-of-scope", "Question out of scope"),
     (NotReady, 503, "not-ready", "Not ready"),
     (Overloaded, 503, "overloaded", "Overloaded"),
@@ -83,7 +87,7 @@ def problem(error: HLOError) -> Problem:
         detail=error.message,
         field=error.field if isinstance(error, InvalidRequest) else None,
         remedy=error.remedy or None,
-        retry_after=_RETRY_AFTER_S.get(kind),
+        retry_after=error.retry_after_s if isinstance(error, TooManyRequests) else _RETRY_AFTER_S.get(kind),
     )
 
 
@@ -93,7 +97,7 @@ def from_hlo(request: Request[Any, Any, Any], error: HLOError) -> Response[bytes
     mark(span_of(request), error)
     if found.status >= 500:
         logger.error("%s: %s", type(error).__name__, error)
-    return _respond(found, {"www-authenticate": "Bearer"} if isinstance(error, AdminRefused) else None)
+    return _respond(found, {"www-authenticate": error.challenge} if isinstance(error, Unauthorized) else None)
 
 
 def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

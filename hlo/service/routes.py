@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -12,13 +11,14 @@ import msgspec
 from litestar import Request, Response, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.di import NamedDependency
-from litestar.exceptions import ClientException, NotFoundException
+from litestar.exceptions import ClientException
 from litestar.params import JSONBody
 from litestar.response import Stream
 
-from hlo.errors import AdminRefused, EngineError, HLOError, InvalidRequest
+from hlo.errors import EngineError, HLOError, InvalidRequest
 from hlo.records import Answer, Completion, Delta, FinishReason, Question, Route
 from hlo.reload import Reloaded
+from hlo.service.access import ADMIN, OPEN, caller_of
 from hlo.service.problems import problem, unforeseen
 from hlo.service.standing import standing
 from hlo.service.state import Service
@@ -90,7 +90,7 @@ async def generate(
     return Response(CompletionView(text, AdapterView.of(end.adapter), model, end.usage, reason))
 
 
-@post("/switch-adapter", status_code=200, summary="Change the default adapter of /generate.")
+@post("/switch-adapter", status_code=200, summary="Change the default adapter of /generate.", opt=ADMIN)
 async def switch_adapter(data: JSONBody[SwitchAdapterRequest], service: NamedDependency[Service]) -> SwitchView:
     """Takes effect at once: every adapter is in the engine already, so nothing is loaded or restarted."""
     adapter, previous = service.switch(data.adapter_name, field="$.adapter_name")
@@ -103,27 +103,28 @@ async def specialties(service: NamedDependency[Service]) -> SpecialtiesView:
     return SpecialtiesView.of(service.runtime.pipeline.catalog)
 
 
-@post("/admin/specialties/reload", status_code=200, summary="Serve what is installed now, without a restart.")
+@post("/admin/specialties/reload", status_code=200, summary="Serve what is installed, without a restart.", opt=ADMIN)
 async def reload_specialties(request: _Request, service: NamedDependency[Service]) -> Reloaded:
-    """Finds plugins and adapters anew. Answers that are running finish as they began. `Authorization: Bearer KEY`."""
-    _check_admin(request, service)
+    """Finds plugins and adapters anew. Answers that are running finish as they began."""
     return await service.reload(span_of(request))
 
 
-@get("/healthz", summary="Whether the process lives.")
+@get("/healthz", summary="Whether the process lives.", opt=OPEN)
 async def healthz() -> HealthView:
     """Always 200."""
     return HealthView()
 
 
-@get("/readyz", summary="Whether questions can be answered.")
-async def readyz(service: NamedDependency[Service]) -> Response[ReadyView]:
-    """200 with what is running, or 503 with what is being waited for."""
+@get("/readyz", summary="Whether questions can be answered.", opt=OPEN)
+async def readyz(request: _Request, service: NamedDependency[Service]) -> Response[ReadyView]:
+    """200 with what is running, which without a key is not told, or 503 with what is being waited for."""
     try:
         runtime = service.runtime
         await runtime.pipeline.engine.check_health()
     except EngineError as error:
         return Response(ReadyView(False, service.stage if service.stage != "ready" else error.message), status_code=503)
+    if caller_of(request) is None:
+        return Response(ReadyView(ready=True, stage=service.stage))
     catalog = runtime.pipeline.catalog
     return Response(
         ReadyView(
@@ -150,18 +151,6 @@ async def prometheus(request: _Request, service: NamedDependency[Service]) -> Re
 
 
 HANDLERS = (ask, route, generate, switch_adapter, specialties, reload_specialties, healthz, readyz, prometheus)
-
-
-def _check_admin(request: _Request, service: Service) -> None:
-    """Raise `AdminRefused` unless the request carries the admin key (RFC 6750)."""
-    key = service.settings.admin_key
-    if key is None:
-        raise NotFoundException(detail="The admin routes are off: HLO_ADMIN_KEY, which turns them on, is not set.")
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.get_secret_value().encode()):
-        raise AdminRefused(
-            "The admin key is missing or wrong.", remedy="Send `Authorization: Bearer` with the value of HLO_ADMIN_KEY."
-        )
 
 
 async def _answer(events: AsyncGenerator[Route | Delta | Answer, None]) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import signal
 import socket
 import sys
@@ -13,10 +14,13 @@ import uvicorn
 
 from hlo.assemble import Report, Runtime
 from hlo.errors import HLOError, SettingsError
+from hlo.service.access import is_loopback
 from hlo.service.app import create_app
 from hlo.service.state import Service, Start
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
+
+logger = logging.getLogger("hlo")
 
 SWITCH_INTERVAL_S = 0.0005
 """How soon a thread gives up the interpreter to one that waits for it, in seconds; Python's default is ten times that.
@@ -65,8 +69,8 @@ def event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def serve(settings: Settings, start: Start) -> None:
     """Serve until told to stop. Raises `HLOError` when it can not start."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    listener = _listen(settings.host, settings.port)
     service = Service(settings, start)
+    listener = _listen(address(settings, closed=service.keys.closed), settings.port)
     config = uvicorn.Config(
         create_app(service),
         log_config=None,
@@ -103,6 +107,19 @@ async def serve(settings: Settings, start: Start) -> None:
         raise service.failure
     if not server.started:
         raise HLOError("The server could not start.", remedy="The log above says why.")
+
+
+def address(settings: Settings, *, closed: bool) -> str:
+    """Where to listen: where the settings say, or on this machine alone where no key keeps others out."""
+    if closed:
+        return settings.host
+    remedy = f"`hlo keys new NAME` makes a key, in {settings.keys_file}, and a restart opens the server to others"
+    if is_loopback(settings.host):
+        logger.info("there is no API key: whoever is on this machine may ask, and nobody else; %s", remedy)
+        return settings.host
+    loopback = "::1" if ":" in settings.host else "127.0.0.1"
+    logger.warning("there is no API key: listening on %s alone, not on %s; %s", loopback, settings.host, remedy)
+    return loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:

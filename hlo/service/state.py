@@ -12,6 +12,7 @@ from litestar import Litestar
 from hlo.assemble import Report, Runtime
 from hlo.catalog import BASE
 from hlo.errors import HLOError, NotReady
+from hlo.keys import Keyring
 from hlo.records import AdapterVersion
 from hlo.reload import Reloaded, Reloader
 from hlo.settings import Settings
@@ -24,11 +25,15 @@ Start = Callable[[Settings, Metrics, Report], Awaitable[Runtime]]
 
 
 class Service:
-    """One server's state. It listens from the first moment, and answers questions once `start` has finished."""
+    """One server's state. It listens from the first moment, and answers questions once `start` has finished.
+
+    Raises `SettingsError` for a file of keys that can not be read.
+    """
 
     def __init__(self, settings: Settings, start: Start) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.keys = Keyring(settings.keys_file.expanduser())
         self.stage = "starting"
         self.failure: HLOError | None = None
         self.stopped = asyncio.Event()

@@ -1,7 +1,8 @@
 """Every metric of HLO's own: its name, its kind, what it tells, and its labels. docs/observability.md has the table.
 
 Labels come from closed sets, so that no client can add a series: `specialty` is the name of an installed specialty,
-`base`, `none` or, of drift, `all`; others are HLO's own words, an installed plugin's name, or what the operator set.
+`base`, `none` or, of drift, `all`; others are HLO's own words, an installed plugin's name, a key's
+id, or what the operator set.
 """
 
 from __future__ import annotations
@@ -106,6 +107,12 @@ COUNTED = (
     Family("hlo_adapter_loads", "counter", "Adapters given to the engine.", ("specialty", "outcome")),
     Family("hlo_hook_errors", "counter", "Calls of plugins' hooks that failed and were left out.", ("plugin", "hook")),
     Family("hlo_reloads", "counter", "Reloads of the specialties.", ("outcome",)),
+    Family(
+        "hlo_key_requests",
+        "counter",
+        "Requests by the id of their key (`hlo keys list` has its name): served, limited by its rate, or forbidden.",
+        ("key", "outcome"),
+    ),
     Family(
         "hlo_http_responses",
         "counter",

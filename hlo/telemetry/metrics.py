@@ -110,6 +110,10 @@ class Metrics:
         """Count a reload. `outcome`: `done` or `failed`."""
         self._reloads.labels(outcome).inc()
 
+    def keyed(self, key: str, outcome: str) -> None:
+        """Count a key's request. `outcome`: `served`, `limited` or `forbidden`; `key` is its id."""
+        self._child("hlo_key_requests", key, outcome).inc()
+
     def responded(self, path: str, status: int) -> None:
         """Count an HTTP response; `path` is the route's own, never the client's."""
         self._child("hlo_http_responses", path, str(status)).inc()

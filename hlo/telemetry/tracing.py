@@ -24,7 +24,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from hlo.errors import AdminRefused, InvalidRequest, OutOfScope, QuestionRefused
+from hlo.errors import InvalidRequest, OutOfScope, QuestionRefused
 from hlo.telemetry import exporting
 
 Attributes = Mapping[str, AttributeValue]
@@ -37,7 +37,7 @@ ABORTED = "Aborted"  # the error.type of what was given up from outside: by a cl
 CLIENT_GONE = "ClientDisconnected"
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_REFUSALS = (AdminRefused, InvalidRequest, OutOfScope, QuestionRefused)
+_REFUSALS = (InvalidRequest, OutOfScope, QuestionRefused)
 
 
 class Tracing:

@@ -69,7 +69,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         environment = {
             "HLO_LOG_LEVEL": "debug",
             "HLO_LOG_FORMAT": "json",
-            "HLO_ADMIN_KEY": "a-key-for-the-tests",
             "HLO_AUDIT_LOG": str(folder / "audit.jsonl"),
             "HLO_AUDIT_KEY": "the key of these tests, no other",
             "HLO_MAX_QUESTION_CHARS": "400",
@@ -136,8 +135,10 @@ def ask_everything(server: Server, found: Watched) -> None:
         for accept in ("text/plain", "application/openmetrics-text"):
             found.metrics.append(client.get("/metrics", headers={"accept": accept}).content)
         client.get("/specialties", params={"q": QUESTION})
-        client.post("/admin/specialties/reload", headers={"authorization": f"Bearer {QUESTION}"})
-        client.post("/admin/specialties/reload", headers={"authorization": "Bearer a-key-for-the-tests"})
+        client.post(
+            "/admin/specialties/reload", headers={"authorization": f"Bearer {QUESTION}", "origin": f"http://{QUESTION}"}
+        )
+        client.post("/admin/specialties/reload")
 
 
 def crash(server: Server, found: Watched) -> None:

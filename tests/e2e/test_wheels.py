@@ -17,7 +17,6 @@ from hlo import scaffold
 from tests.e2e.environment import ROOT, Environment, build, create, run
 from tests.e2e.server import Server, running
 
-KEY = "correct horse battery"
 SORE = "what can a rheumatology clinic do for a sore joint"
 
 
@@ -52,7 +51,7 @@ def environment(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Envir
 def server(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server in that environment."""
     folder = tmp_path_factory.mktemp("server")
-    with running(folder, python=environment.python, HLO_ADMIN_KEY=KEY) as started:
+    with running(folder, python=environment.python) as started:
         yield started
 
 
@@ -63,9 +62,7 @@ def wheel(wheels: Path, version: str) -> Path:
 
 
 def reload(server: Server) -> dict[str, Any]:
-    response = httpx.post(
-        f"{server.url}/admin/specialties/reload", headers={"authorization": f"Bearer {KEY}"}, timeout=120
-    )
+    response = httpx.post(f"{server.url}/admin/specialties/reload", timeout=120)
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found

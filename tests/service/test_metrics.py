@@ -169,7 +169,9 @@ def _attack(client: Client, salt: str) -> None:
         client.post("/generate", json={"prompt": word, "model": word})
         client.post("/generate", json={"prompt": word, "adapter": "base"})
         client.post("/switch-adapter", json={"adapter_name": word})
-        client.post("/admin/specialties/reload", headers={"authorization": f"Bearer {salt}"})
+        client.post(
+            "/admin/specialties/reload", headers={"authorization": f"Bearer {salt}", "origin": f"http://{salt}"}
+        )
         client.get("/metrics", params={"name[]": salt, salt: salt}, headers={"accept": f"{salt};q={salt}"})
     for path in (f"/{salt}", f"/ask/{salt}", f"/schema/{salt}", f"/v1/models/{salt}", f"/metrics/{salt}", f"//{salt}"):
         client.get(path)

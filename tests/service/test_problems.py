@@ -373,6 +373,6 @@ def test_every_error_has_a_problem(error: type[HLOError]) -> None:
     made = error("It broke.", field="$.x") if issubclass(error, InvalidRequest) else error("It broke.")
     found = problem(made)
     assert (found.detail, found.remedy) == ("It broke.", None)
-    refusals = (errors.OutOfScope, errors.QuestionRefused, errors.AdminRefused)
+    refusals = (errors.OutOfScope, errors.QuestionRefused, errors.Unauthorized, errors.TooManyRequests)
     assert (found.status < 500) == issubclass(error, (InvalidRequest, *refusals))
     assert found.type.startswith("urn:hlo:problem:")

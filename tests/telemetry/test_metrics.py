@@ -75,6 +75,7 @@ def exercise(metrics: Metrics, trace: str | None = None) -> None:
     metrics.loaded("a", done=True)
     metrics.hook_failed("p", "hlo_question")
     metrics.reloaded("done")
+    metrics.keyed("4c0f2b7d91ae", "served")
     metrics.responded("/ask", 200)
     metrics.render(STANDS)
 
