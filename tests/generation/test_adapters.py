@@ -346,6 +346,14 @@ def test_an_adapter_that_changes_nothing_is_refused(
     assert "changes nothing" in refused(check, make_adapter(tmp_path / "heart", tensors=tensors))
 
 
+def test_matrices_whose_product_is_zero_change_nothing(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """An adapter is refused where neither matrix is zero, but one has values only where the other has none."""
+    tensors = pair()
+    tensors[f"{Q0}.lora_A.weight"][:2].zero_()
+    tensors[f"{Q0}.lora_B.weight"][:, 2:].zero_()
+    assert "changes nothing" in refused(check, make_adapter(tmp_path / "heart", tensors=tensors))
+
+
 def test_an_adapter_scaled_to_nothing_is_refused(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     """An adapter with `lora_alpha` zero is refused like one of zeros."""
     assert "changes nothing" in refused(check, make_adapter(tmp_path / "heart", config={"lora_alpha": 0}))
