@@ -43,11 +43,14 @@ async def whole_completion(
     return text, end, reason or "abort"
 
 
-def streamed(events: AsyncGenerator[bytes, None], headers: dict[str, str] | None = None) -> Stream:
-    """A response of server-sent events; a client that leaves closes `events`, and with them the engine's request."""
+def streamed(
+    events: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None], headers: dict[str, str] | None = None
+) -> Stream:
+    """A response of server-sent events, made from `source`; a client that leaves stops the engine's request."""
 
     async def close() -> None:  # Litestar would call `events.aclose` itself in a thread, and never await it
         await events.aclose()
+        await source.aclose()  # where nothing of `events` was sent, it never came to close its source
 
     # A client that leaves while bytes are being sent leaves the generator suspended; the background task closes it,
     # and with it the request in the engine.

@@ -52,7 +52,7 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
     if not data.stream:
         return Response(AnswerView.of(await unless_gone(request, whole_answer(events))))
     first = await anext(events)  # what is wrong with the request is wrong before this, and is an HTTP status
-    return streamed(_ask_events(first, events))
+    return streamed(_ask_events(first, events), events)
 
 
 @post("/route", status_code=200, summary="Route questions without answering them.")
@@ -82,7 +82,7 @@ async def generate(
     deltas = pipeline.complete(data.prompt, chosen, data.overrides(), span_of(request), whole=not data.stream)
     if data.stream:
         await anext(deltas)
-        return streamed(_generate_events(await anext(deltas), deltas))
+        return streamed(_generate_events(await anext(deltas), deltas), deltas)
     text, end, reason = await unless_gone(request, whole_completion(deltas))
     model = pipeline.engine.info.model
     return Response(CompletionView(text, AdapterView.of(end.adapter), model, end.usage, reason))
