@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -256,6 +257,13 @@ ANSWER = {"role": "assistant", "content": CANARY}
 def test_a_message_that_can_not_be_taken_is_named(messages: list[dict[str, Any]], param: str, client: Client) -> None:
     """A message that breaks a rule, or holds what HLO does not read, is named by its place, and not repeated."""
     refused(client, CHAT, {"model": "auto", "messages": messages}, param)
+
+
+def test_every_parameter_is_told() -> None:
+    """docs/openai.md says of each parameter what becomes of it."""
+    table = (Path(__file__).parents[2] / "docs/openai.md").read_text(encoding="utf-8").split("## Parameters")[1]
+    for name in (*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__):
+        assert f"`{name}`" in table, name
 
 
 OTHERS: dict[str, Any] = {"logit_bias": {"5": 1}, "tools": [{"type": "function"}], "functions": [{"name": "f"}]}
