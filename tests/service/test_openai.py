@@ -11,7 +11,7 @@ import pytest
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from hlo import errors
+from hlo import errors, keys
 from hlo.errors import HLOError, InvalidRequest
 from hlo.pipeline import Policy
 from hlo.service import openai_errors
@@ -459,3 +459,19 @@ def test_every_error_is_told(error: type[HLOError]) -> None:
     status = openai_errors.status(found)
     assert (told.type == "server_error") == (status >= 500)
     assert status == (400 if error is errors.PromptTooLong else found.status)
+
+
+def test_keys_are_openais_keys(serve: Serve, clean_environment: Path) -> None:
+    """On a server with keys, `api_key` is one; a missing key, and one that asks too often, are OpenAI's errors."""
+    kept, secret = keys.make("ward 7", "ask", 1, None)
+    keys.add(clean_environment / "hlo.keys", kept)
+    client = serve()
+    for path in ("/v1/models", "/v1/models/auto"):
+        error = client.get(path).json()["error"]
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+    bearing = {"authorization": f"Bearer {secret}"}
+    assert client.get("/v1/models", headers=bearing).status_code == 200
+    response = client.post(CHAT, json=asked(), headers=bearing)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert int(response.headers["retry-after"]) > 0
