@@ -27,6 +27,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = (
     "hypothesis>=6.100,<7",
+    "openai>=3,<4",
     "peft>=0.17,<1",
     "promql-parser>=0.11,<1",
     "psutil>=6",

@@ -1,6 +1,6 @@
 """One question's walk: screen -> route -> prompt -> generate -> tell.
 
-`Pipeline.ask` yields the `Route`, then `Delta`s as they are generated, then the `Answer`. Closing it early aborts the
+`Pipeline.ask` yields the `Opening`, then `Delta`s as they are generated, then the `Answer`. Closing it early aborts the
 generation. Each stage is entered once, from here only.
 """
 
@@ -28,6 +28,7 @@ from hlo.records import (
     Completion,
     Delta,
     Notice,
+    Opening,
     Prompt,
     Question,
     Route,
@@ -90,7 +91,7 @@ class Pipeline:
 
     async def ask(
         self, question: Question, caller: Span = NOBODY, *, whole: bool = False
-    ) -> AsyncGenerator[Route | Delta | Answer, None]:
+    ) -> AsyncGenerator[Opening | Delta | Answer, None]:
         """Answer a question. `caller` is the span that it belongs to; `whole` says that nobody reads the deltas.
 
         Raises any `HLOError`.
@@ -102,6 +103,8 @@ class Pipeline:
                 self._check(question.text, "$.question")
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
+                if question.instructions:
+                    self._check(question.instructions, "$.instructions")
                 screened = await self._screen(question, edition, span)
                 account.route = route = await self._route(question, screened, edition, span)
                 routed = time.perf_counter()
@@ -115,7 +118,7 @@ class Pipeline:
                     prompting_span.set_attribute("hlo.prompt.tokens", len(prompt.token_ids))
                 account.adapter, account.usage = prompt.adapter, Usage(len(prompt.token_ids), 0)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
-                yield route
+                yield Opening(route, account.specialty, prompt.adapter, account.trace_id)
 
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
@@ -178,8 +181,8 @@ class Pipeline:
 
     async def complete(
         self, text: str, adapter: str, overrides: SamplingOverrides, caller: Span = NOBODY, *, whole: bool = False
-    ) -> AsyncGenerator[Delta | Completion, None]:
-        """Continue a raw prompt with the adapter of that name (`base`: none): deltas, then what did it.
+    ) -> AsyncGenerator[Opening | Delta | Completion, None]:
+        """Continue a raw prompt with the adapter of that name (`base`: none): who does it, deltas, then the usage.
 
         `caller` and `whole`: as for `ask`. Raises any `HLOError`.
         """
@@ -198,6 +201,7 @@ class Pipeline:
                 account.adapter, account.label, tokens, reason = prompt.adapter, adapter, 0, None
                 wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
                 entry = edition.catalog.entries.get(adapter)
+                yield Opening(None, entry.specialty.name if entry else None, prompt.adapter, account.trace_id)
                 generating = self._generate(wanted, sampling, span, entry, Question(text), "text_completion")
                 async with aclosing(generating) as deltas:
                     async for delta in deltas:
@@ -268,7 +272,9 @@ class Pipeline:
             return screened
 
     async def _route(self, question: Question, screened: Screenings, edition: Edition, within: Span) -> Route:
-        """The pinned specialty, or the router's decision."""
+        """What was pinned, or the router's decision."""
+        if question.specialty == BASE:
+            return Route("routed", None, pinned_by="request")
         if question.specialty is not None:
             edition.catalog.find(question.specialty, field="$.specialty")
             return Route("routed", question.specialty, pinned_by="request")
@@ -287,7 +293,7 @@ class Pipeline:
 
     def _specialist(self, route: Route, edition: Edition) -> Entry | None:
         """Who answers: the routed specialty, or None for the base model. Raises `OutOfScope`."""
-        if route.specialty is None and not self._policy.answer_out_of_scope:
+        if route.status == "out_of_scope" and not self._policy.answer_out_of_scope:
             raise OutOfScope(
                 "No installed specialty covers this question.",
                 remedy="Pin a specialty, install one that covers it, or set HLO_OUT_OF_SCOPE=base.",
@@ -304,7 +310,8 @@ class Pipeline:
         sampling = sampling.override(question.sampling)
         most = self.engine.info.max_model_len
         room = max(most - sampling.max_tokens, most // 2)
-        prompt = prompting.build_within(room, question.text, template, self._tokenizer, adapter, question.turns)
+        said = "\n\n".join(filter(None, (question.instructions.strip(), question.text)))
+        prompt = prompting.build_within(room, said, template, self._tokenizer, adapter, question.turns)
         sampling = prompting.fit(prompt, sampling, most, field="$.question")
         return Prompt(prompt.token_ids, prompt.adapter, whole), sampling
 
