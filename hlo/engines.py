@@ -28,10 +28,8 @@ def find(settings: Settings, hooks: Hooks) -> StartEngine:
     from hlo.generation import openai_engine, transformers_engine, vllm_engine
 
     name, reason = settings.engine, "as HLO_ENGINE says"
-    if name == "auto" and settings.servers:
-        name, reason = "openai", "as HLO_ENGINE_URLS says"
-    if name == "openai":
-        logger.info("engine: openai, %d servers, %s", len(settings.servers), reason)
+    if settings.generates_elsewhere:
+        logger.info("engine: openai, in front of %d servers", len(settings.servers))
         return openai_engine.OpenAIEngine.start
     if name == "auto":
         name = "vllm" if vllm_engine.version() else "transformers"
@@ -72,12 +70,16 @@ async def start(
     hooks: Hooks,
     tracing: Tracing = Tracing(),  # noqa: B008 - it makes nothing
     within: Span = NOBODY,
+    begin: StartEngine | None = None,
 ) -> Engine:
-    """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`."""
-    from hlo.generation import openai_engine, vllm_engine
+    """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`.
 
-    begin = find(settings, hooks)
-    elsewhere = begin == openai_engine.OpenAIEngine.start
+    `begin` starts another than the one that the settings name, which runs on other machines.
+    """
+    from hlo.generation import vllm_engine
+
+    elsewhere = settings.generates_elsewhere or begin is not None
+    begin = begin or find(settings, hooks)
     # Of servers elsewhere nobody tells whether they are CPUs: they are taken for some unless the operator says.
     here: Literal["cpu", "cuda"] = "cuda" if settings.device == "cuda" else "cpu"
     chosen = options(settings, model, found, here if elsewhere else device(settings))
@@ -154,7 +156,7 @@ def device(settings: Settings) -> Literal["cpu", "cuda"]:
         )
     chosen: Literal["cpu", "cuda"] = "cuda" if available and settings.device != "cpu" else "cpu"
     wanted, there = settings.tensor_parallel_size * settings.data_parallel_size, torch.cuda.device_count()
-    if chosen == "cuda" and wanted > there:
+    if chosen == "cuda" and wanted > max(there, 1):
         raise SettingsError(
             f"HLO_TENSOR_PARALLEL_SIZE={settings.tensor_parallel_size} times HLO_DATA_PARALLEL_SIZE="
             f"{settings.data_parallel_size} needs {wanted} GPUs, and this machine has {there}.",

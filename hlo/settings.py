@@ -239,6 +239,11 @@ class Settings(BaseSettings):
         return "int8" if self.quantize and self.quantization == "none" else self.quantization
 
     @property
+    def generates_elsewhere(self) -> bool:
+        """Whether the engine is `openai`, by whichever setting."""
+        return self.engine == "openai" or (self.engine == "auto" and bool(self.engine_urls))
+
+    @property
     def servers(self) -> tuple[str, ...]:
         """The addresses in `engine_urls`."""
         return tuple(one for one in self.engine_urls.split(",") if one)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,6 +192,24 @@ async def stubs(*servers: StubServer) -> AsyncIterator[tuple[StubServer, ...]]:
     finally:
         for server in servers:
             await server.kill()
+
+
+@contextmanager
+def stubs_beside(*servers: StubServer) -> Iterator[None]:
+    """`stubs` on an event loop in a thread of their own, for code that has one itself."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="stubs")
+    thread.start()
+    try:
+        for server in servers:
+            asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+        yield
+    finally:
+        for server in servers:
+            asyncio.run_coroutine_threadsafe(server.kill(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def _error(message: str, param: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which server, or copy of the model, a request goes to: always the same for one adapter, until that one has more than its share. Pure.
+"""Which server, or copy of the model, gets a request: always the same for one adapter, up to its share. Pure.
 
 An adapter that stays on one server is read there once, keeps its place on the device, and finds its prompts' common
 beginning computed. When a server goes, only its own adapters move (rendezvous hashing; Thaler and Ravishankar 1998),

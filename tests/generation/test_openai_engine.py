@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from hlo.contracts import EngineOptions, Servers
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, NotReady, Overloaded, SettingsError
-from hlo.generation.openai_engine import OpenAIEngine, wire
 from hlo.generation.affinity import FREE
+from hlo.generation.openai_engine import OpenAIEngine, wire
 from hlo.records import AdapterVersion, Delta, Prompt, Sampling
 from tests.vllm_stub import BASE, StubServer, stubs
 

@@ -45,6 +45,8 @@ class VllmServer:
         self.requests: Counter[str] = Counter()
         self.version = ""
         self.max_model_len = 0
+        self.slots: int | None = None  # adapters that it computes with at once, where it tells
+        self.listed: frozenset[str] = frozenset()  # what it had, by name, when it was looked at
         self.base: tuple[float, ...] = ()  # what the base model makes of any tokens
         self.wake = asyncio.Event()
         self.admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
@@ -77,6 +79,7 @@ class VllmServer:
         if base is None or base.max_model_len is None:
             raise ServerFailed("it lists no base model", refused=True)
         self._model, self.max_model_len = base.id, base.max_model_len
+        self.listed = frozenset(card.id for card in cards)
         self._loaded.clear()
         self.refused.clear()
         self._null = self._options.null if _older(self.version, _WITHOUT_NULL) else None
@@ -225,7 +228,8 @@ class VllmServer:
         options = self._options
         found = _SLOTS.search((await self._client.get("/metrics"))[1])
         wanted = options.slots + (self._null is not None)
-        slots = min(int(found[1]) if found else wanted, options.resident or wanted)
+        self.slots = int(found[1]) if found else None
+        slots = min(self.slots or wanted, options.resident or wanted)
         self.admission = Admission(slots if slots < wanted else None, options.turn_s, options.max_queued_requests)
 
     def _name_of(self, adapter: AdapterVersion | None) -> str:
