@@ -14,8 +14,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.reference import MODEL
+from hlo.generation.base_model import EMBEDDED_NAME, embedded_root
 from tests.e2e.server import START_LIMIT_S
+
+MODEL = embedded_root() / "models" / EMBEDDED_NAME
 
 
 class VllmProcess:
