@@ -126,6 +126,8 @@ async def on_cpu() -> None:
             for name in names
         ]
         with vllm_servers(folder, 2, slots=SLOTS) as processes:
+            for process in processes:
+                process.wait()
             for number, side in itertools.product(range(CPU.rounds), sides):
                 async with engine(processes, side, versions) as started:
                     before = sum(started.activity.turns.values())

@@ -66,12 +66,15 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Sa
 
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
-    """Two servers of vLLM's, with places for all adapters and the one of zeros, and HLO in front of them."""
+    """Two servers of vLLM's, with places for all adapters and the one of zeros, and HLO in front, started with them."""
     folder = tmp_path_factory.mktemp("scaleout")
     with (
         vllm_servers(folder, 2, slots=len(SPECIALTIES) + 1) as servers,
         running(folder, HLO_ENGINE_URLS=",".join(one.url for one in servers)) as hlo,
     ):
+        for one in servers:
+            one.wait()
+            hlo.wait_for(f'hlo_engine_server_up{{server="{one.url}"}}', 1)
         yield Setup(hlo, servers)
 
 

@@ -80,13 +80,14 @@ class VllmProcess:
 
 @contextmanager
 def vllm_servers(folder: Path, count: int, *, slots: int) -> Iterator[list[VllmProcess]]:
-    """Start some side by side, and leave none behind; each has places for `slots` adapters at once."""
+    """Start some side by side, and leave none behind; each has places for `slots` adapters at once.
+
+    They do not answer yet: `wait` for each.
+    """
     servers = [VllmProcess(folder, slots=slots) for _ in range(count)]
     try:
         for server in servers:
             server.start()
-        for server in servers:
-            server.wait()
         yield servers
     finally:
         for server in servers:

@@ -64,6 +64,11 @@ class VllmServer:
         """What it did so far."""
         return ServerActivity(self.url, self.up, self.running, dict(self.requests), self._loads)
 
+    @property
+    def full(self) -> bool:
+        """Whether it has as many requests as it may (HLO_MAX_QUEUED_REQUESTS): vLLM's own server takes any number."""
+        return self._options.max_queued_requests is not None and self.running >= self._options.max_queued_requests
+
     def down(self, reason: str) -> None:
         """Send nothing to it until it has been looked at, which is to be soon."""
         self.up, self.reason = False, reason
