@@ -6,6 +6,7 @@ the settings (`HLO_*`) name. Ray sends each adapter's requests to a replica that
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -21,6 +22,9 @@ from hlo.service.app import create_app
 from hlo.service.state import Service
 from hlo.settings import Settings, load_settings
 from hlo.telemetry.metrics import Metrics
+
+
+logger = logging.getLogger("hlo")
 
 
 class Arguments(BaseModel):
@@ -44,7 +48,10 @@ class Hlo:
         """The app itself: made here, in the replica, since it can not be sent there."""
         settings = load_settings()
         logs.configure(settings.log_level, settings.log_format)
-        return create_app(Service(settings, self._start))
+        service = Service(settings, self._start)
+        if not service.keys.closed:
+            logger.warning("there is no API key: whoever reaches Ray's proxy may ask; `hlo keys new NAME` makes one")
+        return create_app(service)
 
     async def _start(self, settings: Settings, metrics: Metrics, report: assemble.Report) -> assemble.Runtime:
         async def begin(options: EngineOptions) -> Engine:
