@@ -23,7 +23,6 @@ from hlo.service.state import Service
 from hlo.settings import Settings, load_settings
 from hlo.telemetry.metrics import Metrics
 
-
 logger = logging.getLogger("hlo")
 
 
