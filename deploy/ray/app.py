@@ -26,7 +26,7 @@ from hlo.telemetry.metrics import Metrics
 logger = logging.getLogger("hlo")
 
 
-class Arguments(BaseModel):
+class Arguments(BaseModel, extra="forbid"):
     """What `serve run` or a configuration file can choose; CPUs and GPUs are for each replica of the engine."""
 
     replicas: int = Field(default=2, ge=1)
@@ -59,8 +59,9 @@ class Hlo:
         return await assemble.assemble(settings, metrics, report, begin)
 
 
-def build(arguments: Arguments) -> Application:
-    """The application, for `serve run` and for configuration files."""
+def build(given: dict[str, Any]) -> Application:
+    """The application, for `serve run` and for configuration files, whose arguments are those of `Arguments`."""
+    arguments = Arguments.model_validate(given)
     generators = Generator.options(  # type: ignore[attr-defined]
         num_replicas=arguments.replicas,
         max_ongoing_requests=arguments.requests,
