@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 import hlo
 from hlo import catalog, engines, plugins
 from hlo.catalog import Catalog, Entry
-from hlo.contracts import Encoder, Engine
+from hlo.contracts import Encoder, Engine, StartEngine
 from hlo.edition import Edition
 from hlo.errors import CalibrationError, HLOError, PluginError
 from hlo.generation import adapters, base_model, prompting, uses
@@ -72,22 +72,27 @@ class Runtime(Struct, frozen=True):
             self.audit.close()
 
 
-async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
-    """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`."""
+async def assemble(settings: Settings, metrics: Metrics, report: Report, begin: StartEngine | None = None) -> Runtime:
+    """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`.
+
+    `begin` starts another engine than the one that the settings name.
+    """
     key, audit = settings.audit_key, None
     if settings.audit_log is not None and key is not None:
         audit = await asyncio.to_thread(
             Audit.open, settings.audit_log, key.get_secret_value(), settings.audit_max_mb << 20
         )
     try:
-        return await _assemble(settings, metrics, report, audit)
+        return await _assemble(settings, metrics, report, audit, begin)
     except BaseException:
         if audit is not None:
             audit.close()
         raise
 
 
-async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit: Audit | None) -> Runtime:
+async def _assemble(
+    settings: Settings, metrics: Metrics, report: Report, audit: Audit | None, begin: StartEngine | None
+) -> Runtime:
     tracing = Tracing.from_environment(hlo.__version__)
     with tracing.span("start", attributes={"hlo.version": hlo.__version__}) as start:
         spans = tracing.under(start)
@@ -104,7 +109,7 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
         tokenizer = await asyncio.to_thread(load_tokenizer, model)
         specialties = [entry.specialty for entry in found.entries.values()]
         engine, (groups, unroutable, others) = await both(
-            engines.start(settings, model, found, hooks, tracing, start),
+            engines.start(settings, model, found, hooks, tracing, start, begin),
             _embed_all(settings, specialties, encoder, spans),
         )
         try:

@@ -29,6 +29,9 @@ A message never repeats the question, the prompt or the answer: those are patien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class HLOError(Exception):
     """Anything that HLO reports. `remedy` is the next step, in one sentence."""
@@ -40,6 +43,16 @@ class HLOError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (type(self), self.__dict__)  # by itself pickle would leave out what is given by keyword
+
+
+def _made(kind: type[HLOError], fields: Mapping[str, Any]) -> HLOError:
+    """An error that came from another process."""
+    error = kind.__new__(kind, fields["message"])
+    error.__dict__.update(fields)
+    return error
 
 
 class SettingsError(HLOError):

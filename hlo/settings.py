@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
@@ -73,7 +74,25 @@ class Settings(BaseSettings):
 
     # The engine
     engine: str = Field(
-        default="auto", description="vllm, transformers, or what a plugin offers; auto: vllm where it is installed."
+        default="auto",
+        description="vllm, openai (servers elsewhere), transformers, or what a plugin offers; auto: openai where "
+        "HLO_ENGINE_URLS is set, and else vllm where it is installed.",
+    )
+    engine_urls: str = Field(
+        default="", description="Addresses of `vllm serve --enable-lora`, with commas between: the engine openai's."
+    )
+    engine_key: SecretStr | None = Field(default=None, description="The key that those servers ask for (`--api-key`).")
+    engine_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds after which one of those servers that sends nothing has failed."
+    )
+    engine_wait_s: float = Field(
+        default=600.0, gt=0, description="Seconds in which, at start, the first of those servers must answer."
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs that vLLM divides the model among, for one that is too large for one."
+    )
+    data_parallel_size: int = Field(
+        default=1, ge=1, description="Copies of the model that vLLM runs, each on GPUs of its own."
     )
     max_lora_rank: int = Field(default=64, ge=1, description="Highest rank of an adapter; one above it is refused.")
     spare_adapters: int = Field(
@@ -190,6 +209,18 @@ class Settings(BaseSettings):
     def _from_json(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value  # a command's option
 
+    @field_validator("engine_urls")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        found = [one.strip().rstrip("/") for one in value.split(",") if one.strip()]
+        for one in found:
+            parts = urlsplit(one)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("an address looks like http://gpu-1:8000, and several have commas between them")
+            if "@" in parts.netloc:
+                raise ValueError("an address holds no password; the servers' key is HLO_ENGINE_KEY")
+        return ",".join(dict.fromkeys(found))
+
     @model_validator(mode="after")
     def _quantize_means_int8(self) -> Settings:
         if self.quantize and self.quantization == "fp8_per_channel":
@@ -206,6 +237,16 @@ class Settings(BaseSettings):
     def effective_quantization(self) -> str:
         """The quantisation asked for, by either setting."""
         return "int8" if self.quantize and self.quantization == "none" else self.quantization
+
+    @property
+    def generates_elsewhere(self) -> bool:
+        """Whether the engine is `openai`, by whichever setting."""
+        return self.engine == "openai" or (self.engine == "auto" and bool(self.engine_urls))
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses in `engine_urls`."""
+        return tuple(one for one in self.engine_urls.split(",") if one)
 
     @classmethod
     def settings_customise_sources(

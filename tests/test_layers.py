@@ -52,7 +52,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "pydantic_settings": "settings.py",
     "click": "cli/",
     "rich": "cli/",
-    "httpx": "cli/",
+    "httpx": ("cli/", "generation/openai_engine/client.py"),
 }
 HEAVY = (
     "litestar",

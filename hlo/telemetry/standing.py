@@ -61,6 +61,12 @@ class StandingMetrics(Collector):
             yield _told("hlo_questions_held", [((), activity.held)])
             yield _told("hlo_adapter_turns", [((name,), n) for name, n in activity.turns.items()])
             yield _told("hlo_adapter_evictions", [((name,), n) for name, n in activity.evictions.items()])
+            servers = activity.servers
+            yield _told("hlo_engine_server_up", [((one.server,), one.up) for one in servers])
+            yield _told("hlo_engine_server_running", [((one.server,), one.running) for one in servers])
+            ended: Rows = [((one.server, how), n) for one in servers for how, n in one.requests.items()]
+            yield _told("hlo_engine_server_requests", ended)
+            yield _told("hlo_engine_server_adapter_loads", [((one.server,), one.loads) for one in servers])
         yield _told("hlo_confidence_drift", [((one.specialty, one.basis), one.distance) for one in now.drifts])
         yield _told("hlo_confidence_drift_chance", [((one.specialty, one.basis), one.chance) for one in now.drifts])
         yield _told("hlo_confidence_drift_questions", [((name,), n) for name, n in now.questions])

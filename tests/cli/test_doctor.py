@@ -9,6 +9,7 @@ import pytest
 
 from hlo.cli.findings import draw
 from hlo.records import Finding
+from tests.vllm_stub import StubServer, stubs_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,6 +91,27 @@ def test_the_room_for_adapters_is_told(arguments: list[str], hlo: Hlo, plugins: 
     assert plugins
     told = [one["text"] for one in findings(hlo("doctor", "--spare-adapters", "3", *arguments).out)["adapters"]]
     assert any("room for 3 adapters (0 installed, HLO_SPARE_ADAPTERS=3)" in text for text in told)
+
+
+def test_servers_are_looked_at(
+    arguments: list[str], hlo: Hlo, plugins: Plugins, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """Of each server that generates it is told what it is, or what is wrong and what to do; memory here is left out."""
+    make_adapter(tmp_path / "adapters" / "heart")
+    plugins("heart", "heart", reference="heart")
+    good, fixed, old, gone = StubServer(), StubServer(lets_load=False), StubServer(version="0.25.1"), StubServer(port=9)
+    with stubs_beside(good, fixed, old):
+        urls = ",".join(one.url for one in (good, fixed, old, gone))
+        found = findings(hlo("doctor", "--engine-urls", urls, *arguments).out)
+    assert "in front of 4 servers" in found["engine"][0]["text"]
+    assert [one["state"] for one in found["servers"]] == ["ok", "trouble", "trouble", "trouble"]
+    texts = [one["text"] for one in found["servers"]]
+    assert "512 tokens of context, places for 64 adapters" in texts[0]
+    assert "--lora-modules heart@" in found["servers"][1]["remedy"]
+    assert "0.32 or newer" in texts[2]
+    assert "can not be reached" in texts[3]
+    assert "memory" not in found
+    assert good.adapters == {}, "nothing is loaded by looking"
 
 
 def test_a_missing_model_is_trouble(hlo: Hlo, plugins: Plugins, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "kv_cache_dtype": options.kv_cache_dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "enforce_eager": options.enforce_eager,
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "data_parallel_size": options.data_parallel_size,
         "shutdown_timeout": options.shutdown_grace_s,
         "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
