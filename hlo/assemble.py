@@ -23,6 +23,7 @@ from hlo.generation.adapters import Located
 from hlo.generation.alongside import both
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
+from hlo.generation.line import Line
 from hlo.generation.prompting import Tokenizer
 from hlo.hub import Hub
 from hlo.pipeline import Pipeline, Policy
@@ -124,7 +125,8 @@ async def _assemble(
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     edition.announce(metrics)
-    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit)
+    line = Line.before(engine.info.max_num_seqs, settings.max_queued_requests)
+    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit, line)
     return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit)
 
 

@@ -102,7 +102,8 @@ class EngineInfo(Struct, frozen=True):
     """What is running, as the engine reports it. Lengths are in tokens; `kinds` and `reason`: see `EngineOptions`.
 
     `weight_bytes` is what the model's weights take on all devices together, `linear_dtype` how the linear layers' are
-    kept, and `linear_bits` what each of these takes, its share of the scales included; None: the engine does not tell.
+    kept, and `linear_bits` what each of these takes, its share of the scales included. `max_num_seqs` is how many
+    requests it computes at once. None: the engine does not tell.
     """
 
     engine: str
@@ -120,6 +121,7 @@ class EngineInfo(Struct, frozen=True):
     linear_dtype: str | None = None
     linear_bits: float | None = None
     reason: str = ""
+    max_num_seqs: int | None = None
 
 
 class ServerActivity(Struct, frozen=True):

@@ -115,7 +115,6 @@ def options(settings: Settings, model: BaseModel, found: Catalog, chosen: Litera
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         kv_cache_dtype=settings.kv_cache_dtype,
-        max_queued_requests=settings.max_queued_requests,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,

@@ -11,6 +11,7 @@ HLOError
 ├── Unauthorized           a request came without a key that is in force (carries `challenge`)
 │   └── Forbidden          a request asked for more than its key, or its origin, allows
 ├── TooManyRequests        a key made more requests than it may (carries `retry_after_s`)
+├── DeadlineExceeded       a request was not done within the time that it had
 ├── HubError               a model hub's repository can not be had, or is not what was pinned
 ├── PluginError            a plugin, or a specialty that it offers, can not be used
 ├── AdapterError           an adapter's files can not be used with this base model
@@ -21,7 +22,7 @@ HLOError
 └── EngineError            the engine failed
     ├── OutOfMemory        the model, its adapters and a useful KV cache do not fit the device
     ├── NotReady           the engine is still starting, or shutting down
-    ├── Overloaded         the engine's queue is full
+    ├── Overloaded         as many requests wait for the engine as may
     └── EngineDead         the engine process is gone; nothing can be generated until a restart
 
 A message never repeats the question, the prompt or the answer: those are patients' words.
@@ -107,6 +108,10 @@ class TooManyRequests(HLOError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceeded(HLOError):
+    """A request was not done within the time that it had; what was under way has been stopped."""
+
+
 class HubError(HLOError):
     """A model hub's repository can not be had, or is not what was pinned."""
 
@@ -148,7 +153,7 @@ class NotReady(EngineError):
 
 
 class Overloaded(EngineError):
-    """The engine's queue is full."""
+    """As many requests wait for the engine as may."""
 
 
 class EngineDead(EngineError):

@@ -117,7 +117,9 @@ class Settings(BaseSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory to use.")
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
-    max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+    max_queued_requests: int = Field(
+        default=512, ge=1, description="Requests that may wait for the engine; others get 503 at once."
+    )
     lora_kernels: Literal["hlo", "engine"] = Field(
         default="hlo", description="Whose kernels compute adapters on a GPU: HLO's own, or the engine's."
     )
@@ -184,6 +186,12 @@ class Settings(BaseSettings):
     keys_file: Path = Field(
         default=Path("hlo.keys"),
         description="Where `hlo keys` keeps API keys, as hashes; without any key the server listens on loopback alone.",
+    )
+    request_timeout_s: float = Field(
+        default=600.0, gt=0, description="Seconds in which a request must be done that does not say (`timeout_s`)."
+    )
+    max_request_timeout_s: float = Field(
+        default=3600.0, gt=0, description="Most seconds that a request may ask for; more are refused."
     )
     audit_log: Path | None = Field(
         default=None, description="File to which each answer is recorded (`hlo audit`); needs an audit key."

@@ -25,7 +25,7 @@ LAYERS = (
     ("edition",),
     ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),
-    ("contracts", "settings", "hub", "keys"),
+    ("contracts", "settings", "hub", "keys", "deadline"),
     ("records", "errors", "logs"),
 )
 RANK = {part: number for number, layer in enumerate(LAYERS) for part in layer}

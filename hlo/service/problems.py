@@ -14,6 +14,7 @@ from msgspec import Struct
 from hlo.errors import (
     AdapterError,
     AuditError,
+    DeadlineExceeded,
     EncoderError,
     EngineDead,
     EngineError,
@@ -64,6 +65,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (Unauthorized, 401, "unauthorized", "Key wanted"),
     (TooManyRequests, 429, "too-many-requests", "Too many requests"),
     (OutOfScope, 422, "out-of-scope", "Question out of scope"),
+    (DeadlineExceeded, 504, "deadline-exceeded", "Deadline exceeded"),
     (NotReady, 503, "not-ready", "Not ready"),
     (Overloaded, 503, "overloaded", "Overloaded"),
     (EngineDead, 503, "engine-dead", "Engine dead"),

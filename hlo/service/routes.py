@@ -20,6 +20,7 @@ from hlo.service.problems import problem, unforeseen
 from hlo.service.replies import streamed, unless_gone, whole_answer, whole_completion
 from hlo.service.standing import standing
 from hlo.service.state import Service
+from hlo.service.terms import terms_of
 from hlo.service.traced import span_of
 from hlo.service.wire import (
     AdapterView,
@@ -48,7 +49,8 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
     With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
     """
     question = Question(data.question, data.specialty, data.overrides(), data.earlier())
-    events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream)
+    terms = terms_of(request, service.settings, data.timeout_s)
+    events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream, terms=terms)
     if not data.stream:
         return Response(AnswerView.of(await unless_gone(request, whole_answer(events))))
     first = await anext(events)  # what is wrong with the request is wrong before this, and is an HTTP status
@@ -65,7 +67,8 @@ async def route(data: JSONBody[RouteRequest], request: _Request, service: NamedD
             field="$.question",
             remedy="Send several requests, or raise HLO_MAX_BATCH_QUESTIONS.",
         )
-    routes = await service.runtime.pipeline.route(questions, span_of(request)) if questions else ()
+    terms = terms_of(request, service.settings)
+    routes = await service.runtime.pipeline.route(questions, span_of(request), terms) if questions else ()
     return Response(routes[0] if isinstance(data.question, str) else RoutesView(routes))
 
 
@@ -79,7 +82,8 @@ async def generate(
     """
     pipeline = service.runtime.pipeline
     chosen = service.default if data.adapter is None else data.adapter
-    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), span_of(request), whole=not data.stream)
+    terms, whole = terms_of(request, service.settings, data.timeout_s), not data.stream
+    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), span_of(request), whole=whole, terms=terms)
     if data.stream:
         await anext(deltas)
         return streamed(_generate_events(await anext(deltas), deltas), deltas)

@@ -141,6 +141,7 @@ STANDING = (
         ("specialty", "adapter", "rank"),
     ),
     Family("hlo_adapter_room", "gauge", "How many adapters the engine was started for."),
+    Family("hlo_questions_waiting", "gauge", "Questions and raw prompts that wait for room in the engine."),
     Family("hlo_questions_held", "gauge", "Questions that HLO holds until their adapter's turn in the engine comes."),
     Family("hlo_adapter_turns", "counter", "Times an adapter was given a place in the engine.", ("adapter",)),
     Family(

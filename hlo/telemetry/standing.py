@@ -30,6 +30,7 @@ class Standing(Struct, frozen=True):
     adapters: Mapping[str, AdapterVersion] = {}  # by specialty
     refusals: tuple[Refusal, ...] = ()
     activity: EngineActivity | None = None
+    waiting: int = 0  # questions that wait for room in the engine
     drifts: tuple[Drift, ...] = ()
     questions: tuple[tuple[str, int], ...] = ()  # that drift is reckoned from, by specialty
 
@@ -57,6 +58,7 @@ class StandingMetrics(Collector):
         yield _told("hlo_refusals", [((kind,), n) for kind, n in Counter(one.kind for one in now.refusals).items()])
         yield _told("hlo_adapter", [((name, one.engine_name, str(one.rank)), 1) for name, one in now.adapters.items()])
         yield _told("hlo_adapter_room", [((), info.max_adapters)])
+        yield _told("hlo_questions_waiting", [((), now.waiting)])
         if (activity := now.activity) is not None:
             yield _told("hlo_questions_held", [((), activity.held)])
             yield _told("hlo_adapter_turns", [((name,), n) for name, n in activity.turns.items()])

@@ -61,6 +61,7 @@ class VllmEngine:
             linear_dtype=weights.dtype,
             linear_bits=weights.bits,
             reason=options.reason,
+            max_num_seqs=config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size,
         )
 
     @classmethod
