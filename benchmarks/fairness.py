@@ -28,8 +28,8 @@ from hlo.settings import load_settings
 from hlo.telemetry.metrics import Metrics
 
 TOKENS = 24
-WINDOW_S = 10.0
-ROUNDS = 3
+WINDOW_S = 8.0
+ROUNDS = 2
 HOT = "cardiology"
 CALM = ("nephrology", "oncology", "pulmonology")
 ALONE = 40

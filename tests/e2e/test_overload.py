@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from msgspec import Struct
 
+from benchmarks.soak import soak
 from hlo import keys
 from hlo.keys import Key
 from tests.e2e.server import Server, running
@@ -24,6 +27,7 @@ from tests.otlp import Receiver, receiving
 pytestmark = pytest.mark.reliability
 
 LINE = 12
+LEAK_MIB = 32  # less than a tenth of a MiB a request; what a leak of prompts or answers would not keep to
 
 
 class Guarded(Struct, frozen=True):
@@ -182,6 +186,21 @@ def test_a_deadline_holds_in_the_engine_and_in_the_line(guarded: Guarded) -> Non
         assert guarded.ask("hot", **long, timeout_s=0.05)[0] == 504
         assert [one.result()[0] for one in others] == [200] * 6
     assert guarded.ask("calm", max_tokens=2)[0] == 200
+
+
+def test_memory_stays_flat(guarded: Guarded, figure: Figure) -> None:
+    """After some hundred requests of every kind, left, late and malformed ones too, the server is no larger."""
+    process = psutil.Process(guarded.server.process.pid)
+    found = asyncio.run(soak(guarded.server.url, guarded.keys["calm"], process, 480))
+    assert {"left", "200", "400", "401", "404", "504"} <= found.statuses.keys()
+    assert not {"500", "502"} & found.statuses.keys()
+    assert found.last - found.first < LEAK_MIB
+    figure(
+        "load",
+        f"480 requests of every kind, left, late and wrong ones too, in {found.seconds:.0f} s: memory of the server",
+        f"{found.first:.0f} MiB after a quarter, {found.last:.0f} MiB at the end",
+        "no growth to speak of",
+    )
 
 
 def test_no_key_is_written(guarded: Guarded, figure: Figure) -> None:
