@@ -42,7 +42,13 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
     with Console(stderr=True).status("examining"):
         hooks = discover(settings).hooks
         about_model, tables = _model(settings, gpu_gib)
-        findings = [*_software(settings, hooks), *about_model, *_encoder(settings, hooks), *_speed(settings)]
+        findings = [
+            *_software(settings, hooks),
+            *about_model,
+            *_encoder(settings, hooks),
+            *_speed(settings),
+            _keys(settings),
+        ]
     if as_json:
         click.echo(msgspec.json.encode(findings).decode())
     else:
@@ -197,6 +203,28 @@ def _speed(settings: Settings) -> Iterator[Finding]:
         )
     if settings.log_level == "debug":
         yield Finding("speed", "warning", "HLO_LOG_LEVEL=debug writes much.", "Set it to info.")
+
+
+def _keys(settings: Settings) -> Finding:
+    """Who may ask."""
+    from hlo import keys
+    from hlo.service.access import is_loopback
+
+    try:
+        found = [one for one in keys.read(settings.keys_file.expanduser()) if one.live]
+    except HLOError as error:
+        return Finding("keys", "trouble", error.message, error.remedy)
+    if found:
+        admins = sum(one.role == "admin" for one in found)
+        return Finding("keys", "ok", f"{len(found)} in force, {admins} of them with the role admin")
+    if is_loopback(settings.host):
+        return Finding("keys", "ok", "none: whoever is on this machine may ask, and nobody else")
+    return Finding(
+        "keys",
+        "warning",
+        f"none in {settings.keys_file}: the server will listen on loopback alone, not on {settings.host}.",
+        "Make one with `hlo keys new NAME`.",
+    )
 
 
 def _version(distribution: str) -> str | None:

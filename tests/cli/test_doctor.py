@@ -65,6 +65,18 @@ def test_what_is_found_is_told(
     assert found["encoder"][0]["state"] == "trouble"
 
 
+def test_who_may_ask_is_told(arguments: list[str], hlo: Hlo, plugins: Plugins, clean_environment: Path) -> None:
+    """Without a key the doctor says that only this machine may ask, and warns where others were meant to."""
+    asked = [hlo("doctor", *arguments), hlo("doctor", *arguments, "--host", "0.0.0.0")]  # noqa: S104
+    here, there = (findings(one.out)["keys"][0] for one in asked)
+    assert (here["state"], there["state"]) == ("ok", "warning")
+    assert "hlo keys new" in there["remedy"]
+    hlo("keys", "new", "ward 7", "--role", "admin")
+    assert findings(hlo("doctor", *arguments).out)["keys"][0]["text"].startswith("1 in force, 1 of them")
+    (clean_environment / "hlo.keys").write_text("{")
+    assert findings(hlo("doctor", *arguments).out)["keys"][0]["state"] == "trouble"
+
+
 @pytest.mark.parametrize(("gib", "state"), [("100", "ok"), ("0.5", "trouble")])
 def test_memory_is_advised_for_another_gpu(
     gib: str, state: str, arguments: list[str], hlo: Hlo, plugins: Plugins
