@@ -25,6 +25,7 @@ from hlo.service.openai_wire import ChatRequest, CompletionRequest, ModelsView, 
 from hlo.service.problems import problem, unforeseen
 from hlo.service.replies import streamed, unless_gone
 from hlo.service.state import Service
+from hlo.service.terms import terms_of
 from hlo.service.traced import span_of
 
 AUTO = "auto"
@@ -48,8 +49,9 @@ async def chat_completions(
     said = conversation(data.messages)
     pinned = None if data.model == AUTO else data.model
     question = Question(said.text, pinned, data.sampling(), said.turns, said.instructions)
+    terms = terms_of(request, service.settings)
     with told_as(said.places):
-        events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream)
+        events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream, terms=terms)
         return await _reply(data, request, service, events, ChatReply)
 
 
@@ -66,10 +68,10 @@ async def completions(
             remedy="Name a specialty or `base`, or send the question to /v1/chat/completions.",
         )
     sampling = data.overrides(_MOST_TOKENS if data.max_tokens is None else data.max_tokens)
+    terms, whole = terms_of(request, service.settings), not data.stream
     with told_as({"$.adapter": "$.model"}):
-        events = service.runtime.pipeline.complete(
-            data.text, data.model, sampling, span_of(request), whole=not data.stream
-        )
+        pipeline = service.runtime.pipeline
+        events = pipeline.complete(data.text, data.model, sampling, span_of(request), whole=whole, terms=terms)
         return await _reply(data, request, service, events, TextReply)
 
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 LONG = "heart " * 60
 ROUTES = [("/ask", "question"), ("/generate", "prompt")]
+OPENAI: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": LONG}]}),
+    ("/v1/completions", {"model": "oncology", "prompt": LONG, "max_tokens": 200}),
+]
 
 
 class Stuck(EchoEngine):
@@ -124,6 +128,27 @@ def test_a_late_stream_ends_with_a_problem(path: str, field: str, serve: Serve, 
     assert events[-1].startswith("event: problem\ndata: ")
     assert json.loads(events[-1].partition("data: ")[2])["status"] == 504
     assert (parts.engine.running, parts.engine.aborted) == (0, 1)
+
+
+@pytest.mark.parametrize(("path", "body"), OPENAI)
+def test_openais_routes_are_no_way_round(
+    path: str, body: dict[str, Any], serve: Serve, make_parts: MakeParts, clean_environment: Path
+) -> None:
+    """OpenAI's routes want a key, keep deadlines, stand in the same line, and name the key in the audit log."""
+    kept, secret = keys.make("ward 7", "ask")
+    keys.add(clean_environment / "hlo.keys", kept)
+    log = Audit.open(clean_environment / "audit.jsonl", SECRET, 1 << 20)
+    parts = make_parts(engine=EchoEngine(pause=0.02), line=Line(1, 1), audit=log)
+    client = serve(parts)
+    assert client.post(path, json=body).status_code == 401
+    headers = {"authorization": f"Bearer {secret}"}
+    assert client.post(path, json=body, headers=headers | {"hlo-timeout": "0.1"}).status_code == 504
+    with parts.pipeline.line.enter(None), parts.pipeline.line.enter(None):
+        refused = client.post(path, json=body, headers=headers)
+        assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    log.close()
+    callers = [json.loads(line)["caller"] for line in (clean_environment / "audit.jsonl").read_text().splitlines()]
+    assert callers == [kept.id, kept.id]
 
 
 def test_time_that_is_spent_in_the_line_counts(serve: Serve, make_parts: MakeParts) -> None:
