@@ -81,7 +81,6 @@ class EngineOptions(Struct, frozen=True):
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_dtype: str = "auto"
-    max_queued_requests: int | None = None
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: int = 1
     enforce_eager: bool = False

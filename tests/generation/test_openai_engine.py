@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 from pydantic import SecretStr
 
@@ -161,22 +160,6 @@ async def test_full_queues_are_told_apart(version: MakeVersion) -> None:
         with pytest.raises(Overloaded):
             await text(made, version("heart"))
         assert all(one.up for one in made.activity.servers)
-
-
-async def test_no_server_gets_more_than_it_may() -> None:
-    """Beyond so many requests on each server the next one is refused at once, and HLO is well."""
-    async with stubs(StubServer(pause=0.05), StubServer(pause=0.05)) as both:
-        made = await OpenAIEngine.start(msgspec.structs.replace(options(*both), max_queued_requests=1))
-        first, second = (made.generate(Prompt((1, 2)), Sampling(max_tokens=100)) for _ in range(2))
-        await anext(first)
-        await anext(second)
-        assert [one.running for one in made.activity.servers] == [1, 1]
-        with pytest.raises(Overloaded):
-            await text(made, None)
-        await made.check_health()
-        await first.aclose()
-        await second.aclose()
-        await made.close()
 
 
 async def test_a_refused_request_is_not_asked_again(version: MakeVersion) -> None:

@@ -58,6 +58,8 @@ class OpenAIEngine:
             max_lora_rank=self._options.rank,
             kinds=self._options.kinds,
             reason=self._options.reason,
+            # Servers do not tell how many they compute at once; 256 is what most of them are started with.
+            max_num_seqs=(self._options.max_num_seqs or 256) * len(self._pool.servers),
         )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from hlo.errors import AdapterError, EngineError, NotReady, Overloaded
+from hlo.errors import AdapterError, EngineError, NotReady
 from hlo.generation import affinity
 from hlo.generation.openai_engine.server import VllmServer
 from hlo.generation.openai_engine.wire import ServerFailed
@@ -74,7 +74,7 @@ class Pool:
     ) -> VllmServer | None:
         """The server for one more request, of those not yet tried; None: there is none.
 
-        Raises `NotReady` where none is up, `AdapterError` where all that are up refuse the adapter, and `Overloaded`.
+        Raises `NotReady` where none is up, and `AdapterError` where all that are up refuse the adapter.
         """
         up = self.up
         if not up:
@@ -85,9 +85,7 @@ class Pool:
         able = [server for server in up if adapter is None or adapter.engine_name not in server.refused]
         if adapter is not None and not able:
             raise up[0].refused[adapter.engine_name]
-        if all(server.full for server in able):
-            raise Overloaded("The queues of all servers are full.", remedy="Ask again in a few seconds.")
-        running = {server.url: server.running for server in able if server.url not in without and not server.full}
+        running = {server.url: server.running for server in able if server.url not in without}
         return self.servers[(choose or self._choose)(key, running)] if running else None
 
     def others(self, tried: Collection[str]) -> bool:

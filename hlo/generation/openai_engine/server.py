@@ -49,7 +49,7 @@ class VllmServer:
         self.listed: frozenset[str] = frozenset()  # what it had, by name, when it was looked at
         self.base: tuple[float, ...] = ()  # what the base model makes of any tokens
         self.wake = asyncio.Event()
-        self.admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
+        self.admission = Admission(options.resident, options.turn_s)
         self._again: tuple[float, ...] = ()
         self._options = options
         self._model = ""
@@ -63,11 +63,6 @@ class VllmServer:
     def activity(self) -> ServerActivity:
         """What it did so far."""
         return ServerActivity(self.url, self.up, self.running, dict(self.requests), self._loads)
-
-    @property
-    def full(self) -> bool:
-        """Whether it has as many requests as it may (HLO_MAX_QUEUED_REQUESTS): vLLM's own server takes any number."""
-        return self._options.max_queued_requests is not None and self.running >= self._options.max_queued_requests
 
     def down(self, reason: str) -> None:
         """Send nothing to it until it has been looked at, which is to be soon."""
@@ -235,7 +230,7 @@ class VllmServer:
         wanted = options.slots + (self._null is not None)
         self.slots = int(found[1]) if found else None
         slots = min(self.slots or wanted, options.resident or wanted)
-        self.admission = Admission(slots if slots < wanted else None, options.turn_s, options.max_queued_requests)
+        self.admission = Admission(slots if slots < wanted else None, options.turn_s)
 
     def _name_of(self, adapter: AdapterVersion | None) -> str:
         return self._turn_of(adapter) or self._model

@@ -40,7 +40,7 @@ class VllmEngine:
         self._loras: dict[str, Any] = {}
         self._known: dict[str, Any] = {}
         self._closed = False
-        self._admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
+        self._admission = Admission(options.resident, options.turn_s)
         config = llm.vllm_config
         copies = int(config.parallel_config.data_parallel_size)
         self._running = dict.fromkeys(map(str, range(copies)), 0) if copies > 1 else {}  # by the model's copy

@@ -87,7 +87,6 @@ def construct(options: EngineOptions, weights: Mapping[str, Any]) -> Any:
         "tensor_parallel_size": options.tensor_parallel_size,
         "data_parallel_size": options.data_parallel_size,
         "shutdown_timeout": options.shutdown_grace_s,
-        "max_num_queued_reqs": options.max_queued_requests,
         "seed": 0,
         "worker_extension_cls": WORKER,
         **spans(options),
