@@ -3,7 +3,7 @@
 One key, or one specialty, is hot: it keeps eight times as many questions under way as the engine computes at once.
 Three calm ones ask one question now and then. The same engine, with HLO's line in front of it and without: then it gets
 all questions at once, and its own queue is first come, first served. Rounds alternate. `HLO_ENGINE` and
-`HLO_MAX_NUM_SEQS` choose the engine; by default `transformers`, eight at a time.
+`HLO_MAX_NUM_SEQS` choose the engine; by default `transformers`, four at a time.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from hlo.records import Answer, Delta, Question, SamplingOverrides
 from hlo.settings import load_settings
 from hlo.telemetry.metrics import Metrics
 
-TOKENS = 24
-WINDOW_S = 8.0
+TOKENS = 16
+WINDOW_S = 6.0
 ROUNDS = 2
 HOT = "cardiology"
 CALM = ("nephrology", "oncology", "pulmonology")
-ALONE = 40
+ALONE = 12
 """Questions one after the other, for the cost of the line where nobody waits."""
 
 
@@ -113,7 +113,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         given = load_settings()
         more: dict[str, Any] = {"engine": "transformers"} if "engine" not in given.model_fields_set else {}
-        more |= {"max_num_seqs": 8} if given.max_num_seqs is None else {}
+        more |= {"max_num_seqs": 4} if given.max_num_seqs is None else {}
         runtime = await assemble(load_settings(**more, cache_dir=cache, log_level="warning"), Metrics(), lambda _: None)
         try:
             batch = runtime.pipeline.engine.info.max_num_seqs
