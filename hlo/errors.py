@@ -38,6 +38,7 @@ class HLOError(Exception):
     """Anything that HLO reports. `remedy` is the next step, in one sentence."""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
+        message, remedy = _writable(message), _writable(remedy)
         super().__init__(message)
         self.message = message
         self.remedy = remedy
@@ -54,6 +55,11 @@ def _made(kind: type[HLOError], fields: Mapping[str, Any]) -> HLOError:
     error = kind.__new__(kind, fields["message"])
     error.__dict__.update(fields)
     return error
+
+
+def _writable(text: str) -> str:
+    """What is quoted in a message can hold lone surrogates (JSON can), which no log, terminal or response can."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class SettingsError(HLOError):

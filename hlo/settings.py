@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import pydantic_settings
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -270,6 +271,7 @@ class Settings(BaseSettings):
 
 
 SECRETS = frozenset(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+_HELP = "`hlo serve --help` lists what each setting takes."
 PUBLIC = tuple(name for name in Settings.model_fields if name not in SECRETS)
 
 
@@ -279,13 +281,15 @@ def load_settings(**arguments: Any) -> Settings:
     _refuse_unknown()
     try:
         return Settings(**given)
+    except (pydantic_settings.SettingsError, RecursionError) as error:  # its own reader of JSON in the environment
+        raise SettingsError(f"A setting is not the JSON that it must be: {error}.", remedy=_HELP) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "settings"
         got = "" if any(place.lower().endswith(name) for name in SECRETS) else f"; got {first['input']!r}"
         raise SettingsError(
             f"Setting `{place}`: {first['msg']}{got}." if first["loc"] else f"{first['msg']}.",
-            remedy="`hlo serve --help` lists what each setting takes.",
+            remedy=_HELP,
         ) from error
 
 
@@ -313,7 +317,7 @@ def _refuse_unknown() -> None:
     if TOML_FILE.is_file():
         try:
             table = tomllib.loads(TOML_FILE.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SettingsError(f"`{TOML_FILE}` is not TOML: {error}.", remedy="Mend that line.") from error
         fields = Settings.model_fields.keys()
         for key in table:
