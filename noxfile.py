@@ -26,9 +26,11 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = (
+    "axe-playwright-python>=0.1.8,<1",
     "hypothesis>=6.100,<7",
     "openai>=3,<4",
     "peft>=0.17,<1",
+    "playwright>=1.50,<2",
     "promql-parser>=0.11,<1",
     "psutil>=6",
     "pytest>=8.3,<10",
@@ -54,6 +56,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
     _install_for_tests(session)
+    _with_chromium()
     session.run("python", "-m", "pytest", *session.posargs, env={"PATH": _with_prometheus(session)})
 
 
@@ -100,6 +103,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """Take the pictures of the console anew, with a real server and a real browser."""
+    _install(session, *TESTING)
+    _with_chromium()
+    session.run("python", "-m", "docs.console")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: `-- ask`, `-- switch`, … as in benchmarks/; each prints a table and writes JSON to benchmarks/out/."""
     _install(session, *EXPORT, "psutil>=6")
@@ -140,6 +151,20 @@ def _with_prometheus(session: nox.Session) -> str:
         for package in folder.glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(folder)], check=False)  # noqa: S607
     return os.pathsep.join([session.bin, str(folder / "usr" / "bin"), os.environ["PATH"]])
+
+
+def _with_chromium() -> None:
+    """Debian's Chromium, where it can be installed; its libraries are too many to unpack beside the environments.
+
+    Playwright drives it, and would else download a browser of its own. Without one, the console's tests are skipped.
+    """
+    if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or not shutil.which("apt-get"):
+        return
+    if os.geteuid() == 0:
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
+        for command in (install, ["apt-get", "update"], install):
+            if not shutil.which("chromium"):
+                subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=False)
 
 
 def _install(session: nox.Session, *requirements: str) -> None:

@@ -18,6 +18,7 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 import hlo
+from hlo.service.access import OPEN
 from hlo.service.state import Service
 
 _POLICY = {
@@ -78,13 +79,13 @@ def files() -> Mapping[str, _File]:
     return found
 
 
-@get("/", include_in_schema=False)
+@get("/", include_in_schema=False, opt=OPEN)
 async def page(request: Request[Any, Any, Any]) -> Response[bytes]:
     """The page."""
     return _respond(request, files()["index.html"])
 
 
-@get("/console/{name:str}", include_in_schema=False)
+@get("/console/{name:str}", include_in_schema=False, opt=OPEN)
 async def part(name: FromPath[str], request: Request[Any, Any, Any]) -> Response[bytes]:
     """A file that the page is made of."""
     file = files().get(name)

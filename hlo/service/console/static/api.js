@@ -25,15 +25,15 @@ export function askForKeyWith(ask) {
 
 /**
  * The response to a request, if it is a success or of the status `also`. Where a key is needed, asks for it and tries
- * again. Throws `Problem`, or AbortError.
+ * again, unless `quiet`. Throws `Problem`, or AbortError.
  */
-export async function request(path, { body, signal, also } = {}) {
+export async function request(path, { body, signal, also, quiet = false } = {}) {
   for (;;) {
     const used = key.get();
     const response = await send(path, body, signal, used);
     if (response.ok || response.status === also) return response;
     const told = await problemOf(response);
-    if (response.status !== 401 || !asker) throw new Problem(told);
+    if (response.status !== 401 || quiet) throw new Problem(told);
     if (key.get() !== used) continue; // another request has asked meanwhile
     wanted ??= asker(used === null ? null : told).finally(() => (wanted = null));
     if (!(await wanted)) throw new Problem(told);
@@ -41,8 +41,8 @@ export async function request(path, { body, signal, also } = {}) {
 }
 
 /** What a GET gives, decoded. */
-export async function get(path, also) {
-  return (await request(path, { also })).json();
+export async function get(path, how) {
+  return (await request(path, how)).json();
 }
 
 /** The server-sent events of a POST, as [name, data], as they arrive. */

@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 
-/** `ready` is /readyz, `catalog` is /specialties, `about` is /console/about, each as last heard; null: not yet. */
+/** `ready` is /readyz, `catalog` is /specialties, `about` is /console/about, each as last heard; null: not yet. `lost` is the problem that the last look met. */
 export const known = { about: null, ready: null, catalog: null, lost: null };
 
 const SOON_MS = 2000;
@@ -20,21 +20,21 @@ export function titleOf(name) {
   return name === null || name === "base" ? "Base model" : (titles.get(name) ?? name);
 }
 
-/** Look how the server stands now, and again later, sooner while it is not ready. */
-export async function watch() {
-  await look();
-  setTimeout(watch, known.ready?.ready && !known.lost ? LATER_MS : SOON_MS);
+/** Look how the server stands now, and again later, sooner while it is not ready. Only the first time asks for a key. */
+export async function watch(quiet = false) {
+  await look(quiet);
+  setTimeout(watch, known.ready?.ready && !known.lost ? LATER_MS : SOON_MS, true);
 }
 
 /** Look how the server stands; read anew what it serves, where that has changed. */
-export async function look() {
+export async function look(quiet = true) {
   const before = signature();
   try {
-    known.ready = await get("/readyz", 503);
-    known.about ??= await get("/console/about");
+    known.about ??= await get("/console/about", { quiet }); // first: with a key, /readyz tells more
+    known.ready = await get("/readyz", { quiet, also: 503 });
     if (known.ready.ready && (known.catalog === null || signature() !== before)) {
-      known.about = await get("/console/about");
-      known.catalog = await get("/specialties");
+      known.about = await get("/console/about", { quiet });
+      known.catalog = await get("/specialties", { quiet });
       titles = new Map(known.catalog.specialties.map((one) => [one.name, one.title]));
     }
     known.lost = null;

@@ -53,17 +53,21 @@ function askOne(name) {
 /** Say everywhere how the server stands. */
 function tell() {
   const { ready, lost, catalog } = known;
-  const state = lost ? "lost" : ready?.ready ? "ready" : "waiting";
+  const closed = lost?.status === 401;
+  const state = lost ? "lost" : ready.ready ? "ready" : "waiting";
+  const text = closed ? "Key wanted" : lost ? "No connection" : ready.ready ? (ready.engine?.model ?? "Ready") : "Not ready";
   by("state").className = `state ${state}`;
-  by("state-text").textContent = lost ? "No connection" : ready?.ready ? ready.engine.model : "Not ready";
-  by("state").setAttribute("aria-label", `Server: ${state === "ready" ? "ready, " : ""}${by("state-text").textContent}`);
-  const banner = lost ? `${lost.detail} ${lost.remedy ?? ""}` : ready?.ready ? "" : `The server is not ready: ${ready?.stage ?? "no answer yet"}. This page will notice when it is.`;
+  by("state-text").textContent = text;
+  by("state").setAttribute("aria-label", `Server: ${state === "ready" ? "ready, " : ""}${text}`);
+  const remedy = closed ? "Give it one with the button Key." : (lost?.remedy ?? "");
+  const waiting = lost || ready.ready ? "" : `The server is not ready: ${ready.stage}. This page will notice when it is.`;
+  const banner = lost ? `${lost.detail} ${remedy}` : waiting;
   if (by("banner").textContent !== banner) by("banner").textContent = banner; // said once, not at each look
   by("banner").hidden = banner === "";
   const refused = catalog?.refused.length ?? 0;
   by("refused-badge").hidden = refused === 0;
   by("refused-badge").textContent = refused ? `${refused} refused` : "";
-  by("key").hidden = key.get() === null;
+  by("key").hidden = key.get() === null && !closed;
   ask.offer();
 }
 
@@ -117,6 +121,7 @@ function tellTheme() {
 askForKeyWith(askForKey);
 by("key").addEventListener("click", async () => {
   await askForKey(null);
+  known.about = null; // it may tell more now, or less
   look();
 });
 by("key-cancel").addEventListener("click", () => by("key-dialog").close());

@@ -11,8 +11,8 @@ const ANSWERS = { first: "The likelier one answers.", base: "The base model answ
 export function evidence(route) {
   const kind = route.pinned_by ? "pinned" : route.status;
   return el(
-    "section",
-    { class: `evidence ${kind}`, "aria-label": "Route" },
+    "div",
+    { class: `evidence ${kind}`, role: "group", "aria-label": "Route" },
     el(
       "div",
       { class: "verdict" },

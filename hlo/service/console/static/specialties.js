@@ -111,7 +111,7 @@ function served(specialties) {
     el("h2", { id: "served" }, "Served"),
     el(
       "div",
-      { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "served" },
+      { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of what is served" },
       el(
         "table",
         {},

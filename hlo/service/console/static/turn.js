@@ -33,7 +33,7 @@ function pane(answerer, beside, two) {
   const text = el("p", { class: "text", "aria-busy": "true" }, written);
   const below = el("div", { class: "below" });
   const body = el("div", { class: "answer" }, two && who, notices, text, below);
-  const node = el("section", { class: "pane running", "aria-label": answerer ? titleOf(answerer) : "Answer" }, !two && beside, body);
+  const node = el("div", { class: "pane running", role: "group", "aria-label": answerer ? titleOf(answerer) : "Answer" }, !two && beside, body);
 
   const finish = () => {
     text.setAttribute("aria-busy", "false");
