@@ -53,8 +53,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapters = Path(folder, "adapters")
         shutil.copytree(ADAPTERS, adapters, ignore=shutil.ignore_patterns("recipe", "hematology"))
-        settings = {"HLO_ENGINE": "transformers", "ADAPTER_PATH": str(adapters)}
-        with running(Path(folder), **settings) as server, chromium() as browser:
+        with (
+            running(Path(folder), HLO_ENGINE="transformers", ADAPTER_PATH=str(adapters)) as server,
+            chromium() as browser,
+        ):
             for theme in THEMES:
                 with visiting(browser, server.url, color_scheme=theme, viewport=SIZE, device_scale_factor=1.5) as visit:
                     visit.page.locator("#specialty option").nth(2).wait_for(state="attached")

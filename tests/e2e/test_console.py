@@ -288,6 +288,7 @@ def test_the_keyboard_is_enough(visit: Visit, server: Server) -> None:
     page = visit.page
     page.goto(f"{visit.url}/#server")
     page.reload()  # nothing is focused
+    expect(page.locator("#refused-badge")).to_be_visible()
     order = []
     for _ in range(7):
         page.keyboard.press("Tab")
