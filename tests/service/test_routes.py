@@ -67,24 +67,6 @@ def test_ask_pinned_and_overridden(client: Client) -> None:
     assert (body["answer"], body["finish_reason"], body["route"]["pinned_by"]) == ("onc", "length", "request")
 
 
-def test_ask_the_base_model(client: Client, serve: Serve, make_parts: MakeParts) -> None:
-    """`base` pins the model without an adapter, in its plain template, even where what is out of scope is refused."""
-    asked = {"question": HEART, "specialty": "base"}
-    body = client.post("/ask", json=asked).json()
-    assert (body["answer"], body["specialty"], body["adapter"]) == (f"base:<{HEART}>", None, None)
-    assert body["route"] == {
-        "status": "routed",
-        "specialty": None,
-        "scores": [],
-        "margin": 0.0,
-        "out_of_scope": 0.0,
-        "candidates": [],
-        "pinned_by": "request",
-    }
-    strict = serve(make_parts(policy=Policy(answer_out_of_scope=False)))
-    assert strict.post("/ask", json=asked).json()["answer"] == body["answer"]
-
-
 def test_a_stream_tells_notices_apart(serve: Serve, make_parts: MakeParts) -> None:
     """What plugins put ahead of an answer comes first in a stream, named as theirs; nothing that is generated does."""
     hook = Hook("a", lambda question: Screening(notice="Call 112."), ("question",))
