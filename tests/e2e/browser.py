@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from msgspec import Struct
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -24,6 +24,7 @@ ARGUMENTS = (
     "--disable-quic",
 )
 ANSWER_MS = 120_000  # as long as an answer may take
+PATIENCE_MS = 30_000  # as long as the page may take to show something, on a machine that is busy with others
 
 
 class Visit(Struct, frozen=True):
@@ -56,6 +57,7 @@ def chromium() -> Iterator[Browser]:
         pytest.skip("no Chromium is installed, and no package for pip has it: `apt-get install chromium`")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        expect.set_options(timeout=PATIENCE_MS)
         try:
             yield browser
         finally:
