@@ -127,7 +127,7 @@ class Pipeline:
 
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
-                    yield Delta(text, ())
+                    yield Delta(text, (), notices=notices)
                 waited = await self._come_up(place, terms, span)
                 asked, queue_s = time.perf_counter(), waited or None
                 source = (
