@@ -49,7 +49,7 @@ Report = Callable[[str], None]
 
 
 class Runtime(Struct, frozen=True):
-    """A running HLO. Close it when done."""
+    """A running HLO. Close it when done. `failed`, where there is one, comes to hold what it can not recover from."""
 
     settings: Settings
     model: BaseModel
@@ -60,6 +60,7 @@ class Runtime(Struct, frozen=True):
     metrics: Metrics
     tracing: Tracing
     audit: Audit | None = None
+    failed: asyncio.Future[HLOError] | None = None
 
     async def close(self) -> None:
         """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
@@ -104,7 +105,7 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
         tokenizer = await asyncio.to_thread(load_tokenizer, model)
         specialties = [entry.specialty for entry in found.entries.values()]
         engine, (groups, unroutable, others) = await both(
-            engines.start(settings, model, found, hooks, tracing, start),
+            engines.start(settings, model, found, hooks, tracing, start, metrics.restarted),
             _embed_all(settings, specialties, encoder, spans),
         )
         try:
@@ -120,7 +121,8 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     edition.announce(metrics)
     pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit)
-    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit)
+    engine.watch(report)
+    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit, engine.given_up)
 
 
 async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:

@@ -100,6 +100,7 @@ class Pipeline:
             with self.edition.use() as edition, self._tracing.whole("ask", caller) as span:
                 account.trace_id = tracing.trace_id(span)
                 self._check(question.text, "$.question")
+                await self.engine.check_health()  # now, and not in the middle of what has begun
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
                 screened = await self._screen(question, edition, span)
@@ -186,6 +187,7 @@ class Pipeline:
         with Account("generate", text, self.engine.info.model, self._metrics, self._audit) as account:
             with self.edition.use() as edition, self._tracing.whole("complete", caller) as span:
                 account.trace_id = tracing.trace_id(span)
+                await self.engine.check_health()
                 if not text:
                     raise InvalidRequest(
                         "The prompt is empty.", field="$.prompt", remedy="Send at least one character."

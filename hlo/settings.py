@@ -99,6 +99,15 @@ class Settings(BaseSettings):
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
     max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+    engine_restarts: int = Field(
+        default=5, ge=0, description="Attempts to start an engine that died, before the server stops; 0: it stops."
+    )
+    engine_restart_backoff_s: float = Field(
+        default=1.0, ge=0, description="Seconds before the first attempt; each waits twice as long as the one before."
+    )
+    engine_restart_window_s: float = Field(
+        default=600.0, gt=0, description="Seconds that an engine has to run before attempts are counted anew."
+    )
     lora_kernels: Literal["hlo", "engine"] = Field(
         default="hlo", description="Whose kernels compute adapters on a GPU: HLO's own, or the engine's."
     )

@@ -42,8 +42,10 @@ class Metrics:
         self._loads = made["hlo_adapter_loads"]
         self._hook_errors = made["hlo_hook_errors"]
         self._reloads = made["hlo_reloads"]
+        self._restarts = made["hlo_engine_restarts"]
         for outcome in ("done", "failed"):  # from the start, so that the first failure is an increase
             self._reloads.labels(outcome)
+            self._restarts.labels(outcome)
         self._specialties: dict[str, _OfSpecialty] = {}
         self._standing = StandingMetrics()
         self._registry.register(self._standing)
@@ -113,6 +115,10 @@ class Metrics:
     def keyed(self, key: str, outcome: str) -> None:
         """Count a key's request. `outcome`: `served`, `limited` or `forbidden`; `key` is its id."""
         self._child("hlo_key_requests", key, outcome).inc()
+
+    def restarted(self, outcome: str) -> None:
+        """Count a start of another engine. `outcome`: `done` or `failed`."""
+        self._restarts.labels(outcome).inc()
 
     def responded(self, path: str, status: int) -> None:
         """Count an HTTP response; `path` is the route's own, never the client's."""

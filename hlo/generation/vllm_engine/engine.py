@@ -199,16 +199,23 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop the engine process, giving running requests the grace period; nothing is left behind."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         if self._closed:
             return
         self._closed = True
         llm, self._llm = self._llm, None
+        if llm.errored:  # whoever still waits would do so for ever
+            llm.output_processor.propagate_error(EngineDeadError())
         if llm.output_handler is not None:  # it would report the engine's planned end as a crash
             llm.output_handler.cancel()
         await asyncio.to_thread(llm.shutdown, self._options.shutdown_grace_s)
         del llm
+        frozen = gc.get_freeze_count()
         gc.unfreeze()  # a server leaves what it made at start out of collections
         gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
+        if frozen:  # it may go on with another engine
+            gc.freeze()
 
     async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
         """Run one request, with vLLM's errors told as HLO's."""
@@ -218,6 +225,7 @@ class VllmEngine:
         number = f"hlo-{next(self._requests)}"
         try:
             async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
+                await self.check_health()  # while it waited for its turn, the engine may have died and been closed
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
                 stream = self._llm.generate(
                     rendered,
