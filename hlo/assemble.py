@@ -100,7 +100,8 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
             found, hooks = await asyncio.to_thread(collect, settings, model, spans=tracing.under(span))
         report("loading the encoder")
         with spans("load encoder", {"hlo.encoder": settings.encoder}):
-            encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
+            loaded = await asyncio.to_thread(load_encoder, settings, hooks)
+            encoder = BatchingEncoder(loaded, settings.encoder_batch, settings.encoder_timeout_s)
         report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
         tokenizer = await asyncio.to_thread(load_tokenizer, model)
         specialties = [entry.specialty for entry in found.entries.values()]
@@ -344,6 +345,7 @@ def policy(settings: Settings) -> Policy:
     return Policy(
         ambiguous=settings.ambiguous,
         answer_out_of_scope=settings.out_of_scope == "base",
+        answer_unrouted=settings.encoder_failure == "base",
         max_question_chars=settings.max_question_chars,
         capture_content=settings.capture_content,
     )

@@ -20,7 +20,7 @@ from msgspec import Struct
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
 from hlo.edition import Edition
-from hlo.errors import InvalidRequest, OutOfScope, QuestionRefused
+from hlo.errors import EncoderError, InvalidRequest, OutOfScope, QuestionRefused
 from hlo.generation import prompting
 from hlo.generation.prompting import Tokenizer
 from hlo.records import (
@@ -44,18 +44,21 @@ from hlo.telemetry.metrics import UNKNOWN, Metrics
 from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
 
 _BASE_TEMPLATE = "{{ question }}"
+_UNROUTED = Notice("hlo", "No specialist could be chosen for this question just now. The general model answers it.")
 
 
 class Policy(Struct, frozen=True):
     """What the operator decided about questions. Lengths are in characters.
 
-    `capture_content` puts the words of questions and answers into spans; without it they are nowhere.
+    `answer_unrouted` has the base model answer what the encoder failed on. `capture_content` puts the words of
+    questions and answers into spans; without it they are nowhere.
     """
 
     ambiguous: Literal["first", "base", "ask"] = "first"
     answer_out_of_scope: bool = True
     max_question_chars: int = 4000
     capture_content: bool = False
+    answer_unrouted: bool = False
 
 
 Screenings = Sequence[tuple[str, Screening]]
@@ -100,7 +103,6 @@ class Pipeline:
             with self.edition.use() as edition, self._tracing.whole("ask", caller) as span:
                 account.trace_id = tracing.trace_id(span)
                 self._check(question.text, "$.question")
-                await self.engine.check_health()  # now, and not in the middle of what has begun
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
                 screened = await self._screen(question, edition, span)
@@ -111,11 +113,14 @@ class Pipeline:
                 asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
                 account.label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
                 span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": account.label})
+                if not asks_back:
+                    await self.engine.check_health()  # while this can still be a status, and no event of a stream
                 with self._tracing.span("prompt", span) as prompting_span:
                     prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
                     prompting_span.set_attribute("hlo.prompt.tokens", len(prompt.token_ids))
                 account.adapter, account.usage = prompt.adapter, Usage(len(prompt.token_ids), 0)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
+                notices += (_UNROUTED,) if route.status == "unrouted" else ()
                 yield route
 
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
@@ -166,7 +171,8 @@ class Pipeline:
                 with self._tracing.span("route", caller, {"hlo.questions": len(questions)}) as span:
                     clock = time.perf_counter()
                     watch = spans.Work() if span.is_recording() else None
-                    routes = await edition.router.route_many(questions, watch)
+                    with self._metrics.encoding():
+                        routes = await edition.router.route_many(questions, watch)
                     took, trace = time.perf_counter() - clock, _recorded(span)
                     for one in routes:
                         self._metrics.routed(one, took, trace)
@@ -279,7 +285,15 @@ class Pipeline:
         with self._tracing.span("route", within) as span:
             clock = time.perf_counter()
             watch = spans.Work() if span.is_recording() else None
-            route = await edition.router.route(question.text, [turn.question for turn in question.turns], watch)
+            earlier = [turn.question for turn in question.turns]
+            try:
+                with self._metrics.encoding():
+                    route = await edition.router.route(question.text, earlier, watch)
+            except EncoderError as error:
+                if not self._policy.answer_unrouted:
+                    raise
+                tracing.mark(span, error)
+                return Route("unrouted", None)
             took = time.perf_counter() - clock
             self._metrics.routed(route, took, _recorded(span), later=bool(question.turns))
             if watch is not None:
@@ -289,7 +303,7 @@ class Pipeline:
 
     def _specialist(self, route: Route, edition: Edition) -> Entry | None:
         """Who answers: the routed specialty, or None for the base model. Raises `OutOfScope`."""
-        if route.specialty is None and not self._policy.answer_out_of_scope:
+        if route.status == "out_of_scope" and not self._policy.answer_out_of_scope:
             raise OutOfScope(
                 "No installed specialty covers this question.",
                 remedy="Pin a specialty, install one that covers it, or set HLO_OUT_OF_SCOPE=base.",

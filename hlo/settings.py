@@ -142,6 +142,11 @@ class Settings(BaseSettings):
     encoder_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the encoder; default: one for each core, 4 at most."
     )
+    encoder_timeout_s: float = Field(default=10.0, gt=0, description="Seconds that a question waits for the encoder.")
+    encoder_failure: Literal["refuse", "base"] = Field(
+        default="refuse",
+        description="When the encoder fails, refuse questions, or answer them with the base model and a notice.",
+    )
     background: bool = Field(
         default=True, description="Compare questions with what no specialty answers, too, to know them as out of scope."
     )

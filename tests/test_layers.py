@@ -26,7 +26,7 @@ LAYERS = (
     ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),
     ("contracts", "settings", "hub", "keys"),
-    ("records", "errors", "logs"),
+    ("records", "errors", "logs", "threads"),
 )
 RANK = {part: number for number, layer in enumerate(LAYERS) for part in layer}
 FACE = ("__init__", "__main__")

@@ -74,7 +74,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (HLOError, 500, "error", "Error"),
 )
 _NO_BODY = "'data'"  # what Litestar says of a missing body: a KeyError's text
-_RETRY_AFTER_S: dict[type[HLOError], int] = {NotReady: 5, Overloaded: 2, EngineDead: 10}
+_RETRY_AFTER_S: dict[type[HLOError], int] = {NotReady: 5, Overloaded: 2, EngineDead: 10, EncoderError: 5}
 
 
 def problem(error: HLOError) -> Problem:
