@@ -174,6 +174,12 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Largest request body.")
+    receive_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds in which a request's head, and then its body, have to arrive."
+    )
+    send_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds after which a client that takes nothing of its answer is cut off."
+    )
     max_question_chars: int = Field(default=4000, ge=1, description="Longest question, in characters.")
     max_batch_questions: int = Field(default=256, ge=1, description="Most questions in one `/route` request.")
     keys_file: Path = Field(

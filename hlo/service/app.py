@@ -12,6 +12,7 @@ import hlo
 from hlo.errors import HLOError
 from hlo.service import problems
 from hlo.service.access import OPEN, Access
+from hlo.service.arriving import Arriving
 from hlo.service.routes import HANDLERS
 from hlo.service.state import Service
 from hlo.service.traced import Traced
@@ -28,7 +29,11 @@ def create_app(service: Service) -> Litestar:
         route_handlers=HANDLERS,
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
-        middleware=[Access(service.keys, service.metrics), Traced(service)],
+        middleware=[
+            Access(service.keys, service.metrics),
+            Traced(service),
+            Arriving(service.settings.receive_timeout_s),
+        ],
         exception_handlers={
             HLOError: problems.from_hlo,
             HTTPException: problems.from_http,

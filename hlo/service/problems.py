@@ -112,11 +112,14 @@ def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes
     elif error.status_code == 413:
         detail = "The request's body is larger than this server takes."
         remedy = "Shorten it, or raise HLO_MAX_BODY_BYTES."
+    elif error.status_code == 408:
+        remedy = "Send it whole; HLO_RECEIVE_TIMEOUT_S says how long it may take."
     elif error.status_code == 400:
         field = "$"
     if detail == _NO_BODY:
         detail = "The request has no body; a JSON object was wanted."
-    slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+    slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed"}
+    slug |= {408: "request-too-slow", 413: "body-too-large"}
     found = Problem(
         type=f"urn:hlo:problem:{slug.get(error.status_code, 'http')}",
         title=slug.get(error.status_code, "error").replace("-", " ").capitalize(),
