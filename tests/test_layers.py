@@ -163,3 +163,8 @@ def test_import_has_no_side_effect() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_durations_are_measured_with_clocks_that_nobody_sets() -> None:
+    """Nothing is reckoned from the wall clock, which jumps: what has a date takes it from `datetime` or `time_ns`."""
+    assert [place(path) for path in MODULES if "time.time(" in path.read_text(encoding="utf-8")] == []
