@@ -27,13 +27,13 @@ pytestmark = pytest.mark.reliability
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with two specialties, that tries once to start an engine that died."""
     folder = tmp_path_factory.mktemp("engine")
-    environment = {
-        "HLO_PLUGINS": "cardiology,oncology",
-        "HLO_ENGINE_RESTARTS": "1",
-        "HLO_ADMIN_KEY": "a-key-for-the-tests",
-        "HLO_SHUTDOWN_GRACE_S": "3",
-    }
-    process, log = spawn(folder, **environment)
+    process, log = spawn(
+        folder,
+        HLO_PLUGINS="cardiology,oncology",
+        HLO_ENGINE_RESTARTS="1",
+        HLO_ADMIN_KEY="a-key-for-the-tests",
+        HLO_SHUTDOWN_GRACE_S="3",
+    )
     try:
         yield Server(wait_ready(process, log), process, log)
     finally:
