@@ -15,6 +15,7 @@ from hlo.service.access import OPEN, Access
 from hlo.service.arriving import Arriving
 from hlo.service.routes import HANDLERS
 from hlo.service.state import Service
+from hlo.service.stopping import Stopping
 from hlo.service.traced import Traced
 
 
@@ -30,6 +31,7 @@ def create_app(service: Service) -> Litestar:
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
         middleware=[
+            Stopping(),
             Access(service.keys, service.metrics),
             Traced(service),
             Arriving(service.settings.receive_timeout_s),

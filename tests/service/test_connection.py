@@ -113,6 +113,31 @@ async def test_a_second_request_may_come_on_the_same_connection(parts: Parts, un
         writer.close()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_runs_when_the_server_ends_is_told(
+    parts: Parts, until: Until, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that is not done when the grace is over ends with a problem that says when to ask again."""
+    parts.engine._pause = 3600.0 if not stream else 0.05
+    async with listening(parts, until) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        body = json.dumps({"question": "heart " * 60, "stream": stream}).encode()
+        writer.write(HEAD.replace(b"100", str(len(body)).encode()) + b"\r\n" + body)
+        await until(lambda: parts.engine.running)
+    status, headers, text = await said(reader)
+    writer.close()
+    assert b"urn:hlo:problem:not-ready" in text
+    assert b"The server is stopping." in text
+    if stream:
+        assert status == 200
+        assert text.endswith(b"\r\n0\r\n\r\n")
+        assert text.count(b"event: problem") == 1
+    else:
+        assert status == 503
+        assert int(headers["retry-after"]) > 0
+    assert "Exception in ASGI application" not in caplog.text
+
+
 async def test_a_client_that_takes_nothing_is_cut_off() -> None:
     """Who asks for much and does not read is cut off once nothing more fits, and what was made for it ends."""
     ended = asyncio.Event()
