@@ -21,7 +21,7 @@ from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import plan
-from hlo.generation.vllm_engine.starting import WORKER, construct, environment
+from hlo.generation.vllm_engine.starting import WORKER, abandon, construct, environment
 from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
@@ -79,7 +79,7 @@ class VllmEngine:
             try:
                 await asyncio.shield(building)
             except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
-                await asyncio.gather(building, return_exceptions=True)
+                await abandon(building)
                 for llm in made:
                     llm.shutdown(0)
                 raise
@@ -92,7 +92,11 @@ class VllmEngine:
         engine = cls(llm, options, wanted.quantization, weights)
         del llm
         if options.null is not None:
-            await engine.load(options.null)
+            try:
+                await engine.load(options.null)
+            except BaseException:
+                await engine.close()
+                raise
         return engine
 
     @property
