@@ -31,7 +31,6 @@ from tests.figures import Figure
 pytestmark = pytest.mark.reliability
 
 KEY = "the key of these tests, no other"
-ADMIN = {"authorization": "Bearer a-key-for-the-tests"}
 SHORT = {"max_tokens": 4}
 HEAD = b"POST /ask HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n"
 ENVIRONMENT = {
@@ -42,7 +41,6 @@ ENVIRONMENT = {
     "HLO_RECEIVE_TIMEOUT_S": "2",
     "HLO_SEND_TIMEOUT_S": "2",
     "HLO_SHUTDOWN_GRACE_S": "6",
-    "HLO_ADMIN_KEY": "a-key-for-the-tests",
     "HLO_AUDIT_KEY": KEY,
 }
 
@@ -163,7 +161,7 @@ def test_an_adapter_that_is_spoilt_while_it_is_served_goes_on(
     try:
         assert ask(server, "oncology").json()["answer"] == before["answer"]
         with server.client() as client:
-            done = client.post("/admin/specialties/reload", headers=ADMIN).json()
+            done = client.post("/admin/specialties/reload").json()
         assert done["kept"] == ["oncology"]
         (refused,) = done["refused"]
         assert str(weights.parent) in refused["reason"]
@@ -173,7 +171,7 @@ def test_an_adapter_that_is_spoilt_while_it_is_served_goes_on(
     finally:
         weights.write_bytes(whole)
     with server.client() as client:
-        done = client.post("/admin/specialties/reload", headers=ADMIN).json()
+        done = client.post("/admin/specialties/reload").json()
     assert (done["kept"], done["refused"]) == ([], [])
     figure("faults", f"adapter file {spoil} while it is served", 1, "served on; the reload names the file")
 
@@ -185,7 +183,7 @@ def test_a_checked_copy_that_is_spoilt_is_made_again(server: Server, folder: Pat
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4] + b"\0\0\0\0")
     with server.client() as client:
-        assert client.post("/admin/specialties/reload", headers=ADMIN).json()["refused"] == []
+        assert client.post("/admin/specialties/reload").json()["refused"] == []
     assert (copy / "adapter_model.safetensors").read_bytes() == whole
 
 
