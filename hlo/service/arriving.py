@@ -36,6 +36,8 @@ class Arriving(ASGIMiddleware):
                     detail=f"The request's body did not arrive in {self._timeout_s:g} seconds.",
                     headers={"connection": "close"},
                 ) from None
+            if message["type"] == "http.disconnect":  # Litestar would take it for its own failure
+                raise HTTPException(status_code=499, detail="The client closed the connection.")
             whole = not message.get("more_body", False)
             return message
 

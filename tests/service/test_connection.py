@@ -47,6 +47,7 @@ async def listening(parts: Parts, until: Until) -> AsyncIterator[int]:
 
     settings = Settings(receive_timeout_s=0.3)
     service = Service(settings, start)
+    service.metrics = parts.metrics
     async with serving(create_app(service), settings) as port, asyncio.timeout(60):
         await until(lambda: service.stage == "ready")
         yield port
@@ -96,6 +97,20 @@ async def test_a_body_of_which_half_comes_is_a_problem(parts: Parts, until: Unti
     problem = json.loads(body)
     assert problem["type"] == "urn:hlo:problem:request-too-slow"
     assert "HLO_RECEIVE_TIMEOUT_S" in problem["remedy"]
+
+
+async def test_a_client_that_goes_in_the_middle_of_its_body_is_its_own_fault(
+    parts: Parts, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A body that breaks off is counted as the client's doing, and leaves nothing in the log."""
+    async with listening(parts, until) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(HEAD + b'\r\n{"question": ')
+        await asyncio.sleep(0.1)
+        writer.close()
+        await until(lambda: b'path="/ask"' in parts.metrics.render())
+        assert b'hlo_http_responses_total{path="/ask",status="499"} 1.0' in parts.metrics.render()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_second_request_may_come_on_the_same_connection(parts: Parts, until: Until) -> None:
