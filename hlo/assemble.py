@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 import hlo
 from hlo import catalog, engines, plugins
 from hlo.catalog import Catalog, Entry
-from hlo.contracts import Encoder, Engine
+from hlo.contracts import Encoder, Engine, StartEngine
 from hlo.edition import Edition
 from hlo.errors import CalibrationError, HLOError, PluginError
 from hlo.generation import adapters, base_model, prompting, uses
@@ -23,6 +23,7 @@ from hlo.generation.adapters import Located
 from hlo.generation.alongside import both
 from hlo.generation.base_model import BaseModel
 from hlo.generation.effect import check_effect
+from hlo.generation.line import Line
 from hlo.generation.prompting import Tokenizer
 from hlo.hub import Hub
 from hlo.pipeline import Pipeline, Policy
@@ -73,22 +74,27 @@ class Runtime(Struct, frozen=True):
             self.audit.close()
 
 
-async def assemble(settings: Settings, metrics: Metrics, report: Report) -> Runtime:
-    """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`."""
+async def assemble(settings: Settings, metrics: Metrics, report: Report, begin: StartEngine | None = None) -> Runtime:
+    """Start everything; takes tens of seconds. `report` hears what is being done. Raises `HLOError`.
+
+    `begin` starts another engine than the one that the settings name.
+    """
     key, audit = settings.audit_key, None
     if settings.audit_log is not None and key is not None:
         audit = await asyncio.to_thread(
             Audit.open, settings.audit_log, key.get_secret_value(), settings.audit_max_mb << 20
         )
     try:
-        return await _assemble(settings, metrics, report, audit)
+        return await _assemble(settings, metrics, report, audit, begin)
     except BaseException:
         if audit is not None:
             audit.close()
         raise
 
 
-async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit: Audit | None) -> Runtime:
+async def _assemble(
+    settings: Settings, metrics: Metrics, report: Report, audit: Audit | None, begin: StartEngine | None
+) -> Runtime:
     tracing = Tracing.from_environment(hlo.__version__)
     with tracing.span("start", attributes={"hlo.version": hlo.__version__}) as start:
         spans = tracing.under(start)
@@ -106,7 +112,7 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
         tokenizer = await asyncio.to_thread(load_tokenizer, model)
         specialties = [entry.specialty for entry in found.entries.values()]
         engine, (groups, unroutable, others) = await both(
-            engines.start(settings, model, found, hooks, tracing, start, metrics.restarted),
+            engines.start(settings, model, found, hooks, tracing, start, begin, metrics.restarted),
             _embed_all(settings, specialties, encoder, spans),
         )
         try:
@@ -121,8 +127,10 @@ async def _assemble(settings: Settings, metrics: Metrics, report: Report, audit:
     calls = HookCalls(hooks, settings.question_timeout_s, metrics.hook_failed)
     edition = await asyncio.to_thread(make_edition, settings, found, encoder, groups, others, calls)
     edition.announce(metrics)
-    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit)
-    engine.watch(report)
+    line = Line.before(engine.info.max_num_seqs, settings.max_queued_requests)
+    pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit, line)
+    if not settings.generates_elsewhere and begin is None:  # others look after engines on other machines
+        engine.watch(report)
     return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit, engine.given_up)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from hlo.errors import HLOError, PluginError, UnknownAdapter, UnknownSpecialty
-from hlo.records import AdapterVersion, Offer, Refusal, Sampling, Specialty
+from hlo.records import Adapter, AdapterVersion, Embeddings, Offer, Refusal, Sampling, Specialty
 
 BASE = "base"  # how requests and metrics call the base model without an adapter
 
@@ -111,6 +111,12 @@ def check_declaration(specialty: Specialty) -> None:
         raise PluginError(
             f"The specialty is malformed: {error}.", remedy="See `hlo.Specialty` for its fields."
         ) from error
+    for field, kind in (("adapter", Adapter), ("sampling", Sampling), ("embeddings", Embeddings | None)):
+        if not isinstance(getattr(specialty, field), kind):  # a dict passes for one in JSON
+            raise PluginError(
+                f"The specialty is malformed: `{field}` is a `{type(getattr(specialty, field)).__name__}`.",
+                remedy="See `hlo.Specialty` for its fields.",
+            )
     if not _NAME.fullmatch(specialty.name) or specialty.name in _RESERVED:
         raise PluginError(
             f"`{specialty.name[:64]}` can not be a specialty's name.",

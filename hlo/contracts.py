@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
+from pydantic import SecretStr
 
 from hlo.records import AdapterVersion, Delta, Prompt, Sampling
 
@@ -37,8 +38,22 @@ class Encoder(Protocol):
         """
 
 
+class Servers(Struct, frozen=True):
+    """Servers that generate, for an engine that stands in front of some: their addresses, and the key they ask for.
+
+    One that sends nothing for `timeout_s` has failed. At start the first of them may take `wait_s` to answer.
+    """
+
+    urls: tuple[str, ...]
+    key: SecretStr | None = None
+    timeout_s: float = 120.0
+    wait_s: float = 600.0
+
+
 class EngineOptions(Struct, frozen=True):
     """How an engine is to run. Lengths are in tokens; `slots` counts adapters that it keeps, `rank` is the highest.
+
+    The model is divided among `tensor_parallel_size` devices, and runs `data_parallel_size` times.
 
     `resident` of them stand on the device at once (None: all), and take turns of `turn_s` seconds at least.
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
@@ -47,7 +62,7 @@ class EngineOptions(Struct, frozen=True):
     the folders in which HLO's find what was tuned, in order. `arguments` are the operator's own, in the engine's words,
     and come before all else. `reason` says why there are so many slots, of that rank and those kinds. An engine that
     makes spans of its own finds in `trace_environment`, under OpenTelemetry's names, where they go, and in TRACEPARENT
-    the span that its start belongs to; empty: nobody wants them.
+    the span that its start belongs to; empty: nobody wants them. `servers` are for an engine that runs elsewhere.
     """
 
     model: Path
@@ -66,11 +81,12 @@ class EngineOptions(Struct, frozen=True):
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_dtype: str = "auto"
-    max_queued_requests: int | None = None
     gpu_memory_utilization: float = 0.9
     cpu_kv_cache_gib: int = 1
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
     log_level: str = "warning"
     log_format: Literal["console", "json"] = "console"
     lora_kernels: Literal["hlo", "engine"] = "engine"
@@ -78,13 +94,15 @@ class EngineOptions(Struct, frozen=True):
     arguments: Mapping[str, Any] = {}
     reason: str = ""
     trace_environment: Mapping[str, str] = {}
+    servers: Servers | None = None
 
 
 class EngineInfo(Struct, frozen=True):
     """What is running, as the engine reports it. Lengths are in tokens; `kinds` and `reason`: see `EngineOptions`.
 
     `weight_bytes` is what the model's weights take on all devices together, `linear_dtype` how the linear layers' are
-    kept, and `linear_bits` what each of these takes, its share of the scales included; None: the engine does not tell.
+    kept, and `linear_bits` what each of these takes, its share of the scales included. `max_num_seqs` is how many
+    requests it computes at once. None: the engine does not tell.
     """
 
     engine: str
@@ -102,18 +120,35 @@ class EngineInfo(Struct, frozen=True):
     linear_dtype: str | None = None
     linear_bits: float | None = None
     reason: str = ""
+    max_num_seqs: int | None = None
+
+
+class ServerActivity(Struct, frozen=True):
+    """One server behind an engine: whether it is used now, the requests on it, and how those that ended did.
+
+    `requests` counts by outcome: `done`; `moved` to another server, since this one failed before it had begun;
+    `failed`; `refused`, as the request broke a rule; or `aborted` by whoever asked. `loads` counts the adapters that it
+    was given.
+    """
+
+    server: str
+    up: bool
+    running: int = 0
+    requests: Mapping[str, int] = {}
+    loads: int = 0
 
 
 class EngineActivity(Struct, frozen=True):
     """What an engine tells of how its adapters share it: `held` requests wait for their adapter's turn.
 
     `turns` and `evictions` count, by the adapters' names in the engine, how often one was given a place and gave it up
-    to another.
+    to another. `servers` are those that the engine stands in front of.
     """
 
     held: int = 0
     turns: Mapping[str, int] = {}
     evictions: Mapping[str, int] = {}
+    servers: tuple[ServerActivity, ...] = ()
 
 
 class Engine(Protocol):

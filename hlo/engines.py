@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from hlo.catalog import Catalog
-from hlo.contracts import Engine, EngineOptions, StartEngine
+from hlo.contracts import Engine, EngineOptions, Servers, StartEngine
 from hlo.errors import SettingsError
 from hlo.generation import adapters, room
 from hlo.generation.base_model import BaseModel
@@ -27,9 +27,12 @@ logger = logging.getLogger("hlo")
 
 def find(settings: Settings, hooks: Hooks) -> StartEngine:
     """The engine that the settings ask for, and a line in the log that says which. Raises `HLOError`."""
-    from hlo.generation import transformers_engine, vllm_engine
+    from hlo.generation import openai_engine, transformers_engine, vllm_engine
 
     name, reason = settings.engine, "as HLO_ENGINE says"
+    if settings.generates_elsewhere:
+        logger.info("engine: openai, in front of %d servers", len(settings.servers))
+        return openai_engine.OpenAIEngine.start
     if name == "auto":
         name = "vllm" if vllm_engine.version() else "transformers"
         reason = "" if name == "vllm" else "since vLLM is not installed: good for trying out, slow for many users"
@@ -56,7 +59,7 @@ def find(settings: Settings, hooks: Hooks) -> StartEngine:
     if offered is None:
         raise SettingsError(
             f"HLO_ENGINE={name} is no engine that HLO or an installed plugin has.",
-            remedy="Take auto, vllm or transformers, or install the plugin that offers it.",
+            remedy="Take auto, vllm, openai or transformers, or install the plugin that offers it.",
         )
     logger.info("engine: %s, from a plugin", name)
     return offered
@@ -69,17 +72,23 @@ async def start(
     hooks: Hooks,
     tracing: Tracing = Tracing(),  # noqa: B008 - it makes nothing
     within: Span = NOBODY,
+    begin: StartEngine | None = None,
     count: Callable[[str], None] = lambda _: None,
 ) -> SupervisedEngine:
     """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`.
 
-    `count` hears the outcome of each restart, of which there are none until the engine is watched.
+    `begin` starts another than the one that the settings name, which runs on other machines. `count` hears the outcome
+    of each restart, of which there are none until the engine is watched.
     """
     from hlo.generation import vllm_engine
 
-    begin = find(settings, hooks)
-    chosen = options(settings, model, found, device(settings))
-    if chosen.slots and begin == vllm_engine.VllmEngine.start and vllm_engine.needs_null(chosen.device):
+    elsewhere = settings.generates_elsewhere or begin is not None
+    begin = begin or find(settings, hooks)
+    # Of servers elsewhere nobody tells whether they are CPUs: they are taken for some unless the operator says.
+    here: Literal["cpu", "cuda"] = "cuda" if settings.device == "cuda" else "cpu"
+    chosen = options(settings, model, found, here if elsewhere else device(settings))
+    may_need_null = elsewhere or (begin == vllm_engine.VllmEngine.start and vllm_engine.needs_null(chosen.device))
+    if chosen.slots and may_need_null and chosen.device == "cpu":
         kinds, store = frozenset(chosen.kinds), settings.cache_dir.expanduser()
         null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
         chosen = msgspec.structs.replace(chosen, null=null)
@@ -115,7 +124,6 @@ def options(settings: Settings, model: BaseModel, found: Catalog, chosen: Litera
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
         kv_cache_dtype=settings.kv_cache_dtype,
-        max_queued_requests=settings.max_queued_requests,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
@@ -124,9 +132,19 @@ def options(settings: Settings, model: BaseModel, found: Catalog, chosen: Litera
         log_format=settings.log_format,
         lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
         lora_configs=lora_configs(settings),
+        tensor_parallel_size=settings.tensor_parallel_size,
+        data_parallel_size=settings.data_parallel_size,
         arguments=settings.engine_arguments,
+        servers=_servers(settings),
     )
     return msgspec.structs.replace(made, reason=room.describe(made, versions))
+
+
+def _servers(settings: Settings) -> Servers | None:
+    """The servers that generate, where the settings name some."""
+    if not settings.servers:
+        return None
+    return Servers(settings.servers, settings.engine_key, settings.engine_timeout_s, settings.engine_wait_s)
 
 
 def lora_configs(settings: Settings) -> tuple[Path, ...]:
@@ -144,4 +162,12 @@ def device(settings: Settings) -> Literal["cpu", "cuda"]:
             "HLO_DEVICE=cuda, but no CUDA device is usable.",
             remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
         )
-    return "cuda" if available and settings.device != "cpu" else "cpu"
+    chosen: Literal["cpu", "cuda"] = "cuda" if available and settings.device != "cpu" else "cpu"
+    wanted, there = settings.tensor_parallel_size * settings.data_parallel_size, torch.cuda.device_count()
+    if chosen == "cuda" and wanted > max(there, 1):
+        raise SettingsError(
+            f"HLO_TENSOR_PARALLEL_SIZE={settings.tensor_parallel_size} times HLO_DATA_PARALLEL_SIZE="
+            f"{settings.data_parallel_size} needs {wanted} GPUs, and this machine has {there}.",
+            remedy="Lower one of them, or let other machines generate: docs/scaling.md.",
+        )
+    return chosen

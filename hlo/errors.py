@@ -11,6 +11,7 @@ HLOError
 ├── Unauthorized           a request came without a key that is in force (carries `challenge`)
 │   └── Forbidden          a request asked for more than its key, or its origin, allows
 ├── TooManyRequests        a key made more requests than it may (carries `retry_after_s`)
+├── DeadlineExceeded       a request was not done within the time that it had
 ├── HubError               a model hub's repository can not be had, or is not what was pinned
 ├── PluginError            a plugin, or a specialty that it offers, can not be used
 ├── AdapterError           an adapter's files can not be used with this base model
@@ -21,7 +22,7 @@ HLOError
 └── EngineError            the engine failed
     ├── OutOfMemory        the model, its adapters and a useful KV cache do not fit the device
     ├── NotReady           the engine is still starting, or shutting down
-    ├── Overloaded         the engine's queue is full
+    ├── Overloaded         as many requests wait for the engine as may
     └── EngineDead         the engine process is gone; nothing can be generated until a restart
 
 A message never repeats the question, the prompt or the answer: those are patients' words.
@@ -29,17 +30,36 @@ A message never repeats the question, the prompt or the answer: those are patien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class HLOError(Exception):
     """Anything that HLO reports. `remedy` is the next step, in one sentence."""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
+        message, remedy = _writable(message), _writable(remedy)
         super().__init__(message)
         self.message = message
         self.remedy = remedy
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}".rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made, (type(self), self.__dict__)  # by itself pickle would leave out what is given by keyword
+
+
+def _made(kind: type[HLOError], fields: Mapping[str, Any]) -> HLOError:
+    """An error that came from another process."""
+    error = kind.__new__(kind, fields["message"])
+    error.__dict__.update(fields)
+    return error
+
+
+def _writable(text: str) -> str:
+    """What is quoted in a message can hold lone surrogates (JSON can), which no log, terminal or response can."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class SettingsError(HLOError):
@@ -94,6 +114,10 @@ class TooManyRequests(HLOError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceeded(HLOError):
+    """A request was not done within the time that it had; what was under way has been stopped."""
+
+
 class HubError(HLOError):
     """A model hub's repository can not be had, or is not what was pinned."""
 
@@ -135,7 +159,7 @@ class NotReady(EngineError):
 
 
 class Overloaded(EngineError):
-    """The engine's queue is full."""
+    """As many requests wait for the engine as may."""
 
 
 class EngineDead(EngineError):

@@ -114,7 +114,7 @@ def read(path: Path) -> tuple[Key, ...]:
         return msgspec.json.decode(path.read_bytes(), type=_File).keys
     except FileNotFoundError:
         return ()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(
             f"The keys in `{path}` can not be read: {error}.",
             remedy="Let the server's user read it, or put back what `hlo keys` wrote.",

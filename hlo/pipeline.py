@@ -1,6 +1,6 @@
 """One question's walk: screen -> route -> prompt -> generate -> tell.
 
-`Pipeline.ask` yields the `Route`, then `Delta`s as they are generated, then the `Answer`. Closing it early aborts the
+`Pipeline.ask` yields the `Opening`, then `Delta`s as they are generated, then the `Answer`. Closing it early aborts the
 generation. Each stage is entered once, from here only.
 """
 
@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from functools import partial
 from typing import Literal
 
@@ -19,15 +19,18 @@ from msgspec import Struct
 
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
+from hlo.deadline import Terms, each_in_time, in_time
 from hlo.edition import Edition
 from hlo.errors import EncoderError, InvalidRequest, OutOfScope, QuestionRefused
 from hlo.generation import prompting
+from hlo.generation.line import Line, Place
 from hlo.generation.prompting import Tokenizer
 from hlo.records import (
     Answer,
     Completion,
     Delta,
     Notice,
+    Opening,
     Prompt,
     Question,
     Route,
@@ -45,6 +48,7 @@ from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
 
 _BASE_TEMPLATE = "{{ question }}"
 _UNROUTED = Notice("hlo", "No specialist could be chosen for this question just now. The general model answers it.")
+_ANY_TERMS = Terms()
 
 
 class Policy(Struct, frozen=True):
@@ -76,9 +80,11 @@ class Pipeline:
         metrics: Metrics,
         tracing: Tracing,
         audit: Audit | None = None,
+        line: Line | None = None,
     ) -> None:
         self.edition = edition
         self.engine = engine
+        self.line = line or Line()
         self.uses: Counter[str] = Counter()  # answers by the specialty that gave them
         self._tokenizer = tokenizer
         self._policy = policy
@@ -92,21 +98,29 @@ class Pipeline:
         return self.edition.catalog
 
     async def ask(
-        self, question: Question, caller: Span = NOBODY, *, whole: bool = False
-    ) -> AsyncGenerator[Route | Delta | Answer, None]:
+        self, question: Question, caller: Span = NOBODY, *, whole: bool = False, terms: Terms = _ANY_TERMS
+    ) -> AsyncGenerator[Opening | Delta | Answer, None]:
         """Answer a question. `caller` is the span that it belongs to; `whole` says that nobody reads the deltas.
 
-        Raises any `HLOError`.
+        What is not done by the deadline of `terms` is stopped. Raises any `HLOError`.
         """
         clock = time.perf_counter()
-        with Account("ask", question.text, self.engine.info.model, self._metrics, self._audit) as account:
-            with self.edition.use() as edition, self._tracing.whole("ask", caller) as span:
+        with self._account("ask", question.text, terms) as account:
+            with (
+                self.edition.use() as edition,
+                self._tracing.whole("ask", caller) as span,
+                ExitStack() as stack,
+            ):
                 account.trace_id = tracing.trace_id(span)
+                place = stack.enter_context(self.line.enter(terms.key))
                 self._check(question.text, "$.question")
                 for number, turn in enumerate(question.turns):
                     self._check(turn.question, f"$.turns[{number}].question")
-                screened = await self._screen(question, edition, span)
-                account.route = route = await self._route(question, screened, edition, span)
+                if question.instructions:
+                    self._check(question.instructions, "$.instructions")
+                async with in_time(terms.deadline):
+                    screened = await self._screen(question, edition, span)
+                    account.route = route = await self._route(question, screened, edition, span)
                 routed = time.perf_counter()
                 entry = self._specialist(route, edition)
                 account.specialty = entry.specialty.name if entry else None
@@ -121,22 +135,26 @@ class Pipeline:
                 account.adapter, account.usage = prompt.adapter, Usage(len(prompt.token_ids), 0)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
                 notices += (_UNROUTED,) if route.status == "unrouted" else ()
-                yield route
+                if not asks_back:
+                    place.join(account.label, len(prompt.token_ids))  # an overload is a status still
+                yield Opening(route, account.specialty, prompt.adapter, account.trace_id)
 
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
                     yield Delta(text, ())
-                asked, queue_s = time.perf_counter(), None
+                waited = await self._come_up(place, terms, span)
+                asked, queue_s = time.perf_counter(), waited or None
                 source = (
                     _which(route, edition) if asks_back else self._generate(prompt, sampling, span, entry, question)
                 )
-                async with aclosing(source) as deltas:
+                async with aclosing(each_in_time(terms.deadline, source)) as deltas:
                     async for delta in deltas:
                         if first is None:
-                            said, account.cached, queue_s = delta.first_token_s, delta.cached_tokens, delta.queue_s
+                            said, account.cached = delta.first_token_s, delta.cached_tokens
+                            queue_s = queue_s if delta.queue_s is None else waited + delta.queue_s
                             first = time.perf_counter() if said is None else asked + said
                         text, tokens, reason = text + delta.text, tokens + len(delta.token_ids), delta.finish_reason
-                        account.usage = Usage(len(prompt.token_ids), tokens)
+                        account.usage, place.written = Usage(len(prompt.token_ids), tokens), tokens
                         yield delta
 
                 answer = Answer(
@@ -161,39 +179,55 @@ class Pipeline:
             self._metrics.answered(answer, account.label, account.cached, queue_s, _recorded(span))
             yield answer
 
-    async def route(self, questions: Sequence[str], caller: Span = NOBODY) -> tuple[Route, ...]:
-        """Route questions without answering them. Raises `InvalidRequest` or `EncoderError`."""
+    async def route(
+        self, questions: Sequence[str], caller: Span = NOBODY, terms: Terms = _ANY_TERMS
+    ) -> tuple[Route, ...]:
+        """Route questions without answering them. Raises any `HLOError`."""
         for number, question in enumerate(questions):
             self._check(question, f"$.question[{number}]" if len(questions) > 1 else "$.question")
-        with self.edition.use() as edition:
+        with self.edition.use() as edition, self.line.enter(terms.key):
             screening = asyncio.create_task(_screen_each(questions, edition))  # in other threads than the encoder's
             try:
                 with self._tracing.span("route", caller, {"hlo.questions": len(questions)}) as span:
                     clock = time.perf_counter()
                     watch = spans.Work() if span.is_recording() else None
-                    with self._metrics.encoding():
-                        routes = await edition.router.route_many(questions, watch)
+                    async with in_time(terms.deadline):
+                        with self._metrics.encoding():
+                            routes = await edition.router.route_many(questions, watch)
                     took, trace = time.perf_counter() - clock, _recorded(span)
                     for one in routes:
                         self._metrics.routed(one, took, trace)
                     if watch is not None:
                         watch.tell(self._tracing, span)
-                screened = await screening
+                async with in_time(terms.deadline):
+                    screened = await screening
             finally:
                 screening.cancel()
             return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
-        self, text: str, adapter: str, overrides: SamplingOverrides, caller: Span = NOBODY, *, whole: bool = False
-    ) -> AsyncGenerator[Delta | Completion, None]:
-        """Continue a raw prompt with the adapter of that name (`base`: none): deltas, then what did it.
+        self,
+        text: str,
+        adapter: str,
+        overrides: SamplingOverrides,
+        caller: Span = NOBODY,
+        *,
+        whole: bool = False,
+        terms: Terms = _ANY_TERMS,
+    ) -> AsyncGenerator[Opening | Delta | Completion, None]:
+        """Continue a raw prompt with the adapter of that name (`base`: none): who does it, deltas, then the usage.
 
-        `caller` and `whole`: as for `ask`. Raises any `HLOError`.
+        `caller`, `whole` and `terms`: as for `ask`. Raises any `HLOError`.
         """
-        with Account("generate", text, self.engine.info.model, self._metrics, self._audit) as account:
-            with self.edition.use() as edition, self._tracing.whole("complete", caller) as span:
+        with self._account("generate", text, terms) as account:
+            with (
+                self.edition.use() as edition,
+                self._tracing.whole("complete", caller) as span,
+                ExitStack() as stack,
+            ):
                 account.trace_id = tracing.trace_id(span)
                 await self.engine.check_health()
+                place = stack.enter_context(self.line.enter(terms.key))
                 if not text:
                     raise InvalidRequest(
                         "The prompt is empty.", field="$.prompt", remedy="Send at least one character."
@@ -206,15 +240,29 @@ class Pipeline:
                 account.adapter, account.label, tokens, reason = prompt.adapter, adapter, 0, None
                 wanted = Prompt(prompt.token_ids, prompt.adapter, whole)
                 entry = edition.catalog.entries.get(adapter)
+                place.join(adapter, len(prompt.token_ids))
+                yield Opening(None, entry.specialty.name if entry else None, prompt.adapter, account.trace_id)
+                await self._come_up(place, terms, span)
                 generating = self._generate(wanted, sampling, span, entry, Question(text), "text_completion")
-                async with aclosing(generating) as deltas:
+                async with aclosing(each_in_time(terms.deadline, generating)) as deltas:
                     async for delta in deltas:
                         tokens, reason = tokens + len(delta.token_ids), delta.finish_reason
                         account.cached = account.cached or delta.cached_tokens
-                        account.usage = Usage(len(prompt.token_ids), tokens)
+                        account.usage, place.written = Usage(len(prompt.token_ids), tokens), tokens
                         yield delta
                 account.keep(reason or "abort")
             yield Completion(prompt.adapter, account.usage)
+
+    def _account(self, what: Literal["ask", "generate"], text: str, terms: Terms) -> Account:
+        return Account(what, text, self.engine.info.model, self._metrics, self._audit, terms.key)
+
+    async def _come_up(self, place: Place, terms: Terms, within: Span) -> float:
+        """Wait for room in the engine, in a span of its own where there is none; for how many seconds."""
+        if place.turn is None:
+            return 0.0
+        with self._tracing.span("queue", within):
+            async with in_time(terms.deadline):
+                return await place.come_up()
 
     def _generate(
         self,
@@ -276,7 +324,9 @@ class Pipeline:
             return screened
 
     async def _route(self, question: Question, screened: Screenings, edition: Edition, within: Span) -> Route:
-        """The pinned specialty, or the router's decision."""
+        """What was pinned, or the router's decision."""
+        if question.specialty == BASE:
+            return Route("routed", None, pinned_by="request")
         if question.specialty is not None:
             edition.catalog.find(question.specialty, field="$.specialty")
             return Route("routed", question.specialty, pinned_by="request")
@@ -320,7 +370,8 @@ class Pipeline:
         sampling = sampling.override(question.sampling)
         most = self.engine.info.max_model_len
         room = max(most - sampling.max_tokens, most // 2)
-        prompt = prompting.build_within(room, question.text, template, self._tokenizer, adapter, question.turns)
+        said = "\n\n".join(filter(None, (question.instructions.strip(), question.text)))
+        prompt = prompting.build_within(room, said, template, self._tokenizer, adapter, question.turns)
         sampling = prompting.fit(prompt, sampling, most, field="$.question")
         return Prompt(prompt.token_ids, prompt.adapter, whole), sampling
 

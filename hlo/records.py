@@ -61,12 +61,18 @@ class Turn(Struct, frozen=True):
 
 
 class Question(Struct, frozen=True):
-    """What the user asked, and the `turns` before it, oldest first. `specialty` pins a specialty and skips routing."""
+    """What the user asked, and the `turns` before it, oldest first.
+
+    `specialty` pins a specialty, or the base model (`base`), and skips routing. `instructions` are what the client's
+    program wants of the answer: they stand before the question in the prompt, words like the question's own, and take
+    no part in routing.
+    """
 
     text: str
     specialty: str | None = None
     sampling: SamplingOverrides = SamplingOverrides()
     turns: tuple[Turn, ...] = ()
+    instructions: str = ""
 
 
 class Adapter(Struct, frozen=True):
@@ -167,11 +173,11 @@ class Score(Struct, frozen=True):
 class Route(Struct, frozen=True):
     """The router's decision with the scores of the nearest specialties, best first.
 
-    `specialty` is None only when the question is out of scope, or `unrouted`: the encoder failed. `margin` is the lead
-    of the best score over the second (the best score itself where there is no second). `out_of_scope` is the
-    probability that no specialty fits; it and the scores' probabilities sum to 1. `candidates` are the specialties
-    between which an ambiguous question lies. A pinned route was asked for by name, and nothing was scored: `pinned_by`
-    is `request`, or the name of the plugin whose `hlo_question` asked for it.
+    `specialty` is None only when the question is out of scope, was pinned to the base model, or is `unrouted`: the
+    encoder failed. `margin` is the lead of the best score over the second (the best score itself where there is no
+    second). `out_of_scope` is the probability that no specialty fits; it and the scores' probabilities sum to 1.
+    `candidates` are the specialties between which an ambiguous question lies. A pinned route was asked for by name, and
+    nothing was scored: `pinned_by` is `request`, or the name of the plugin whose `hlo_question` asked for it.
     """
 
     status: RouteStatus
@@ -181,6 +187,18 @@ class Route(Struct, frozen=True):
     out_of_scope: float = 0.0
     candidates: tuple[str, ...] = ()
     pinned_by: str | None = None
+
+
+class Opening(Struct, frozen=True):
+    """Who is going to answer, told before the first word: `specialty` and `adapter` are None for the base model.
+
+    `route` is None for a raw prompt, which nobody routed.
+    """
+
+    route: Route | None
+    specialty: str | None
+    adapter: AdapterVersion | None
+    trace_id: str
 
 
 class Prompt(Struct, frozen=True):

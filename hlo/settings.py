@@ -12,7 +12,9 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
+import pydantic_settings
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -73,7 +75,25 @@ class Settings(BaseSettings):
 
     # The engine
     engine: str = Field(
-        default="auto", description="vllm, transformers, or what a plugin offers; auto: vllm where it is installed."
+        default="auto",
+        description="vllm, openai (servers elsewhere), transformers, or what a plugin offers; auto: openai where "
+        "HLO_ENGINE_URLS is set, and else vllm where it is installed.",
+    )
+    engine_urls: str = Field(
+        default="", description="Addresses of `vllm serve --enable-lora`, with commas between: the engine openai's."
+    )
+    engine_key: SecretStr | None = Field(default=None, description="The key that those servers ask for (`--api-key`).")
+    engine_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds after which one of those servers that sends nothing has failed."
+    )
+    engine_wait_s: float = Field(
+        default=600.0, gt=0, description="Seconds in which, at start, the first of those servers must answer."
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, description="GPUs that vLLM divides the model among, for one that is too large for one."
+    )
+    data_parallel_size: int = Field(
+        default=1, ge=1, description="Copies of the model that vLLM runs, each on GPUs of its own."
     )
     max_lora_rank: int = Field(default=64, ge=1, description="Highest rank of an adapter; one above it is refused.")
     spare_adapters: int = Field(
@@ -98,7 +118,9 @@ class Settings(BaseSettings):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="Share of GPU memory to use.")
     cpu_kv_cache_gib: int = Field(default=1, ge=1, description="KV cache on a CPU, in GiB.")
     enforce_eager: bool | None = Field(default=None, description="Skip compilation; default: only on a CPU.")
-    max_queued_requests: int = Field(default=512, ge=1, description="Requests in the engine beyond which it refuses.")
+    max_queued_requests: int = Field(
+        default=512, ge=1, description="Requests that may wait for the engine; others get 503 at once."
+    )
     engine_restarts: int = Field(
         default=5, ge=0, description="Attempts to start an engine that died, before the server stops; 0: it stops."
     )
@@ -186,6 +208,12 @@ class Settings(BaseSettings):
         default=Path("hlo.keys"),
         description="Where `hlo keys` keeps API keys, as hashes; without any key the server listens on loopback alone.",
     )
+    request_timeout_s: float = Field(
+        default=600.0, gt=0, description="Seconds in which a request must be done that does not say (`timeout_s`)."
+    )
+    max_request_timeout_s: float = Field(
+        default=3600.0, gt=0, description="Most seconds that a request may ask for; more are refused."
+    )
     audit_log: Path | None = Field(
         default=None, description="File to which each answer is recorded (`hlo audit`); needs an audit key."
     )
@@ -210,6 +238,18 @@ class Settings(BaseSettings):
     def _from_json(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value  # a command's option
 
+    @field_validator("engine_urls")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        found = [one.strip().rstrip("/") for one in value.split(",") if one.strip()]
+        for one in found:
+            parts = urlsplit(one)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError("an address looks like http://gpu-1:8000, and several have commas between them")
+            if "@" in parts.netloc:
+                raise ValueError("an address holds no password; the servers' key is HLO_ENGINE_KEY")
+        return ",".join(dict.fromkeys(found))
+
     @model_validator(mode="after")
     def _quantize_means_int8(self) -> Settings:
         if self.quantize and self.quantization == "fp8_per_channel":
@@ -227,6 +267,16 @@ class Settings(BaseSettings):
         """The quantisation asked for, by either setting."""
         return "int8" if self.quantize and self.quantization == "none" else self.quantization
 
+    @property
+    def generates_elsewhere(self) -> bool:
+        """Whether the engine is `openai`, by whichever setting."""
+        return self.engine == "openai" or (self.engine == "auto" and bool(self.engine_urls))
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses in `engine_urls`."""
+        return tuple(one for one in self.engine_urls.split(",") if one)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -241,6 +291,7 @@ class Settings(BaseSettings):
 
 
 SECRETS = frozenset(name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation))
+_HELP = "`hlo serve --help` lists what each setting takes."
 PUBLIC = tuple(name for name in Settings.model_fields if name not in SECRETS)
 
 
@@ -250,13 +301,15 @@ def load_settings(**arguments: Any) -> Settings:
     _refuse_unknown()
     try:
         return Settings(**given)
+    except (pydantic_settings.SettingsError, RecursionError) as error:  # its own reader of JSON in the environment
+        raise SettingsError(f"A setting is not the JSON that it must be: {error}.", remedy=_HELP) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "settings"
         got = "" if any(place.lower().endswith(name) for name in SECRETS) else f"; got {first['input']!r}"
         raise SettingsError(
             f"Setting `{place}`: {first['msg']}{got}." if first["loc"] else f"{first['msg']}.",
-            remedy="`hlo serve --help` lists what each setting takes.",
+            remedy=_HELP,
         ) from error
 
 
@@ -284,7 +337,7 @@ def _refuse_unknown() -> None:
     if TOML_FILE.is_file():
         try:
             table = tomllib.loads(TOML_FILE.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SettingsError(f"`{TOML_FILE}` is not TOML: {error}.", remedy="Mend that line.") from error
         fields = Settings.model_fields.keys()
         for key in table:

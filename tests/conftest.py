@@ -23,6 +23,7 @@ from hlo.catalog import Catalog, Entry
 from hlo.edition import Edition
 from hlo.generation import base_model
 from hlo.generation.base_model import BaseModel
+from hlo.generation.line import Line
 from hlo.pipeline import Pipeline, Policy
 from hlo.plugins import Hooks
 from hlo.plugins.calls import HookCalls
@@ -100,6 +101,7 @@ class MakeParts(Protocol):
         hooks: Hooks = ...,
         hook_timeout_s: float = ...,
         audit: Audit | None = ...,
+        line: Line | None = ...,
     ) -> Parts:
         """Put HLO together."""
 
@@ -181,6 +183,7 @@ def make_parts() -> Iterator[MakeParts]:
             hooks: Hooks = Hooks(),  # noqa: B008 - frozen
             hook_timeout_s: float = 30,
             audit: Audit | None = None,
+            line: Line | None = None,
         ) -> Parts:
             engine, encoder = engine or EchoEngine(), encoder or HashingEncoder()
             metrics, tracing = metrics or Metrics(), tracing or Tracing()
@@ -209,7 +212,7 @@ def make_parts() -> Iterator[MakeParts]:
             calls = HookCalls(hooks, hook_timeout_s, metrics.hook_failed)
             stack.callback(calls.close, 30)
             edition = Edition(catalog, router, calls)
-            pipeline = Pipeline(edition, CharacterTokenizer(), engine, policy, metrics, tracing, audit)
+            pipeline = Pipeline(edition, CharacterTokenizer(), engine, policy, metrics, tracing, audit, line)
             return Parts(pipeline, router, engine, batching, metrics, tracing)
 
         yield make

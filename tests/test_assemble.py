@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from hlo import assemble, engines
 from hlo.catalog import Catalog, Entry
+from hlo.contracts import EngineOptions
 from hlo.errors import AdapterError, CalibrationError, EncoderError, EngineDead, ModelError, SettingsError
 from hlo.generation import adapters, base_model
+from hlo.generation.openai_engine import OpenAIEngine
 from hlo.generation.transformers_engine import TransformersEngine
 from hlo.generation.vllm_engine import VllmEngine
 from hlo.pipeline import Policy
@@ -299,6 +302,49 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert "nvidia-smi" in caught.value.remedy
 
 
+def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is to be divided among, or copied to, more GPUs than there are is refused with both numbers."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert engines.device(Settings(tensor_parallel_size=2)) == "cuda"
+    with pytest.raises(SettingsError, match="needs 4 GPUs, and this machine has 2"):
+        engines.device(Settings(tensor_parallel_size=2, data_parallel_size=2))
+
+
+def test_the_engine_of_servers_is_taken_where_some_are_named(
+    settings: Settings, tiny_model: BaseModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Addresses of servers are reason enough to use them, and reach the engine with the key, which is never shown."""
+    caplog.set_level("INFO", "hlo")
+    chosen = settings.model_copy(update={"engine_urls": "http://a:1,http://b:2", "engine_key": SecretStr("a-key")})
+    assert engines.find(chosen, Hooks()) == OpenAIEngine.start
+    assert "in front of 2 servers" in caplog.text
+    options = engines.options(chosen, tiny_model, Catalog({}, (), ()), "cpu")
+    assert options.servers is not None
+    assert options.servers.urls == ("http://a:1", "http://b:2")
+    assert options.servers.key is not None
+    assert options.servers.key.get_secret_value() == "a-key"
+    assert "a-key" not in repr(options)
+
+
+async def test_the_engine_of_servers_needs_no_device(
+    settings: Settings, tiny_model: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers elsewhere are given an adapter of zeros, in case they are CPUs, unless they are said to be GPUs."""
+    given = []
+
+    async def started(options: EngineOptions) -> EchoEngine:
+        given.append(options.null is not None)
+        return EchoEngine()
+
+    monkeypatch.setattr("hlo.generation.openai_engine.OpenAIEngine.start", started)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device in ("auto", "cuda"):
+        chosen = settings.model_copy(update={"engine_urls": "http://a:1", "device": device})
+        await engines.start(chosen, tiny_model, Catalog({}, (), ()), Hooks())
+    assert given == [True, False]
+
+
 @pytest.mark.parametrize(
     ("asked", "vllm", "peft", "started", "logged"),
     [
@@ -333,7 +379,7 @@ def test_the_engine_is_the_one_asked_for(
         ("auto", "vLLM is not installed", "hlo[transformers]"),
         ("vllm", "vLLM is not installed", "hlo[gpu]"),
         ("transformers", "peft", "hlo[transformers]"),
-        ("tgi", "HLO_ENGINE=tgi is no engine", "auto, vllm or transformers"),
+        ("tgi", "HLO_ENGINE=tgi is no engine", "auto, vllm, openai or transformers"),
     ],
 )
 def test_a_missing_engine_is_refused(asked: str, said: str, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:

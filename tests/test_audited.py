@@ -65,7 +65,7 @@ async def test_what_became_no_answer_is_recorded(log: Audit, records: Any, make_
     with pytest.raises(UnknownSpecialty):
         await ask(parts, Question(HEART, specialty="nobody"))
     async with aclosing(parts.pipeline.ask(Question(HEART))) as events:
-        for _ in range(5):  # the route, and four characters
+        for _ in range(5):  # who answers, and four characters
             await anext(events)
     engine.loaded.clear()
     engine.closed = True

@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 from hlo.contracts import Encoder, Engine
+from hlo.generation.openai_engine import OpenAIEngine
 from hlo.generation.transformers_engine import TransformersEngine
 from hlo.generation.vllm_engine import VllmEngine
 from hlo.routing.onnx_encoder import OnnxEncoder
@@ -21,6 +22,7 @@ from hlo.testing import EchoEngine, HashingEncoder
         (Encoder, OnnxEncoder),
         (Encoder, HashingEncoder),
         (Engine, VllmEngine),
+        (Engine, OpenAIEngine),
         (Engine, TransformersEngine),
         (Engine, EchoEngine),
     ],

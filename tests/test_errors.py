@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -51,3 +52,12 @@ def test_field_is_kept() -> None:
     """An invalid request knows the field that breaks a rule."""
     error = InvalidRequest("It is empty.", field="$.question", remedy="Ask.")
     assert (error.message, error.field, error.remedy) == ("It is empty.", "$.question", "Ask.")
+
+
+@pytest.mark.parametrize("error", ALL, ids=lambda one: str(one.__name__))
+def test_errors_travel_between_processes(error: type[HLOError]) -> None:
+    """An error that was pickled says what it said, with its remedy and its field."""
+    field = {"field": "$.question"} if issubclass(error, InvalidRequest) else {}
+    made = error("Something is wrong.", remedy="Mend it.", **field)
+    found = pickle.loads(pickle.dumps(made))  # noqa: S301 - what was made a moment ago
+    assert (type(found), str(found), vars(found)) == (error, str(made), vars(made))

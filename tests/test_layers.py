@@ -25,7 +25,7 @@ LAYERS = (
     ("edition",),
     ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),
-    ("contracts", "settings", "hub", "keys"),
+    ("contracts", "settings", "hub", "keys", "deadline"),
     ("records", "errors", "logs", "threads"),
 )
 RANK = {part: number for number, layer in enumerate(LAYERS) for part in layer}
@@ -52,7 +52,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "pydantic_settings": "settings.py",
     "click": "cli/",
     "rich": "cli/",
-    "httpx": "cli/",
+    "httpx": ("cli/", "generation/openai_engine/client.py"),
 }
 HEAVY = (
     "litestar",

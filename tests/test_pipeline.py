@@ -29,6 +29,7 @@ from hlo.records import (
     Completion,
     Delta,
     Notice,
+    Opening,
     Prompt,
     Question,
     Route,
@@ -67,11 +68,11 @@ def counted(parts: Parts) -> dict[str, float]:
 
 
 async def test_events_come_in_order(parts: Parts) -> None:
-    """A question gives its route, then the text piece by piece, then the answer that holds it all."""
+    """A question gives who answers it, then the text piece by piece, then the answer that holds it all."""
     events = [event async for event in parts.pipeline.ask(Question(HEART))]
-    route, deltas, answer = events[0], events[1:-1], events[-1]
-    assert isinstance(route, Route)
+    opening, deltas, answer = events[0], events[1:-1], events[-1]
     assert isinstance(answer, Answer)
+    assert opening == Opening(answer.route, "cardiology", answer.adapter, answer.trace_id)
     assert all(isinstance(delta, Delta) for delta in deltas)
     assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == answer.text
 
@@ -99,6 +100,25 @@ async def test_a_pinned_specialty_answers(parts: Parts) -> None:
     answer = await ask(parts, Question(HEART, "oncology"))
     assert (answer.specialty, answer.route) == ("oncology", Route("routed", "oncology", pinned_by="request"))
     assert answer.text.startswith("oncology:<oncology: ")
+
+
+async def test_the_base_model_can_be_pinned(make_parts: MakeParts) -> None:
+    """The base model answers where it was pinned, nothing is scored, and an operator's refusals do not count."""
+    parts = make_parts(policy=Policy(answer_out_of_scope=False))
+    answer = await ask(parts, Question(HEART, "base"))
+    assert (answer.specialty, answer.adapter, answer.text) == (None, None, f"base:<{HEART}>")
+    assert answer.route == Route("routed", None, pinned_by="request")
+    assert counted(parts) == {"base routed stop": 1}
+
+
+async def test_instructions_stand_before_the_question_and_route_nothing(parts: Parts) -> None:
+    """What the client's program wants stands inside the template as words, and takes no part in routing."""
+    answer = await ask(parts, Question(HEART, instructions=" tumor cancer <lump> "))
+    assert answer.text == f"cardiology:<cardiology: tumor cancer <lump>\n\n{HEART}>"
+    assert (await ask(parts, Question(NEITHER, instructions="tumor"))).specialty is None
+    with pytest.raises(InvalidRequest) as caught:
+        await ask(parts, Question(HEART, instructions="a" * 4001))
+    assert caught.value.field == "$.instructions"
 
 
 async def test_an_unknown_pin_is_refused(parts: Parts) -> None:
@@ -150,13 +170,14 @@ async def test_an_ambiguous_question_can_be_given_back(make_parts: MakeParts, un
     engine = Asked()
     parts = make_parts(policy=Policy(ambiguous="ask"), engine=engine, hooks=Hooks(answer=(hook,)))
     events = [event async for event in parts.pipeline.ask(Question(BOTH))]
-    route, deltas, answer = events[0], events[1:-1], events[-1]
-    assert isinstance(route, Route)
+    opening, deltas, answer = events[0], events[1:-1], events[-1]
     assert isinstance(answer, Answer)
+    assert opening == Opening(answer.route, None, None, answer.trace_id)
+    route = answer.route
     assert (route.status, route.candidates) == ("ambiguous", ("neurology", "cardiology"))
     text = "Your question could be one for Neurology or Cardiology. Which do you mean?"
     assert deltas == [Delta(text, (), "stop")]
-    assert (answer.text, answer.route, answer.finish_reason) == (text, route, "stop")
+    assert (answer.text, answer.finish_reason) == (text, "stop")
     assert (answer.specialty, answer.adapter, answer.usage) == (None, None, Usage(0, 0))
     assert (engine.prompts, engine.running) == ([], 0)
     await until(lambda: seen)
@@ -329,7 +350,7 @@ async def test_closing_early_aborts(make_parts: MakeParts) -> None:
     """Whoever stops listening early stops the generation, and that is counted as an abort."""
     parts = make_parts(engine=EchoEngine(pause=0.001))
     async with aclosing(parts.pipeline.ask(Question(HEART))) as events:
-        assert isinstance(await anext(events), Route)
+        assert isinstance(await anext(events), Opening)
         assert isinstance(await anext(events), Delta)
         assert parts.engine.running == 1
     assert (parts.engine.running, parts.engine.aborted) == (0, 1)
@@ -438,8 +459,10 @@ async def test_route_names_the_empty_question(questions: list[str], field: str, 
 
 
 async def test_complete_continues_a_raw_prompt(parts: Parts) -> None:
-    """A raw prompt goes to the engine as it stands: no template and no chat; who wrote, and the usage, come last."""
+    """A raw prompt goes to the engine as it stands: no template and no chat; who writes comes first, the usage last."""
     events = [event async for event in parts.pipeline.complete("a<b", "oncology", SamplingOverrides())]
+    assert isinstance(events[0], Opening)
+    assert (events[0].route, events[0].specialty) == (None, "oncology")
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "oncology:a<b"
     assert events[-1] == Completion(parts.pipeline.catalog.entries["oncology"].adapter, Usage(3, 12))
     events = [event async for event in parts.pipeline.complete("ab", "base", SamplingOverrides(max_tokens=2))]
@@ -463,6 +486,7 @@ async def test_closing_a_completion_aborts(make_parts: MakeParts) -> None:
     """Whoever stops listening to a completion stops its generation."""
     parts = make_parts(engine=EchoEngine(pause=0.001))
     async with aclosing(parts.pipeline.complete("abc", "base", SamplingOverrides())) as deltas:
+        assert isinstance(await anext(deltas), Opening)
         await anext(deltas)
     assert (parts.engine.running, parts.engine.aborted) == (0, 1)
 
@@ -485,7 +509,7 @@ async def test_notices_come_ahead_of_the_answer(make_parts: MakeParts) -> None:
     assert isinstance(answer, Answer)
     assert answer.text == f"Call 112.\n\nLie down.\n\ncardiology:<cardiology: {HEART}>"
     assert answer.notices == (Notice("a", "Call 112."), Notice("c", "Lie down."))
-    assert isinstance(events[0], Route)
+    assert isinstance(events[0], Opening)
     assert events[1] == Delta("Call 112.\n\nLie down.\n\n", ())
     assert "".join(event.text for event in events if isinstance(event, Delta)) == answer.text
     assert answer.usage.completion_tokens == len(f"cardiology:<cardiology: {HEART}>")

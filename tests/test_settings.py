@@ -240,3 +240,28 @@ def test_names_lists_every_variable() -> None:
     own = {f"HLO_{name.upper()}" for name in Settings.model_fields}
     assert set(names()) == own | {"MODEL_NAME", "ADAPTER_PATH", "QUANTIZE"}
     assert len(names()) == len(set(names()))
+
+
+@pytest.mark.parametrize(
+    ("given", "servers"),
+    [
+        ("http://a:8000/, https://b/vllm ,http://a:8000", ("http://a:8000", "https://b/vllm")),
+        ("", ()),
+    ],
+)
+def test_addresses_are_separated_by_commas(
+    given: str, servers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HLO_ENGINE_URLS holds addresses with commas between; what is named twice counts once."""
+    monkeypatch.setenv("HLO_ENGINE_URLS", given)
+    found = load_settings()
+    assert found.servers == servers
+    assert found.generates_elsewhere == bool(servers)
+
+
+@pytest.mark.parametrize("given", ["gpu-1:8000", "ftp://a", "http://", "http://a?b=c", "http://user:secret@a:8000"])
+def test_an_address_is_of_a_server(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no address of an HTTP server, or holds a password, is refused."""
+    monkeypatch.setenv("HLO_ENGINE_URLS", given)
+    with pytest.raises(SettingsError, match="engine_urls"):
+        load_settings()

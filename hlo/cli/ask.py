@@ -15,7 +15,7 @@ from rich.console import Console
 from hlo.cli.options import read, settings_options
 from hlo.cli.remote import connection
 from hlo.errors import HLOError
-from hlo.records import Answer, Delta, Question, Route
+from hlo.records import Answer, Delta, Opening, Question, Route
 from hlo.settings import Settings
 
 
@@ -47,8 +47,8 @@ async def _ask_engine(settings: Settings, question: Question) -> None:
     try:
         async with aclosing(runtime.pipeline.ask(question)) as events:
             async for event in events:
-                if isinstance(event, Route):
-                    _print_route(event)
+                if isinstance(event, Opening) and event.route:
+                    _print_route(event.route)
                 elif isinstance(event, Delta):
                     click.echo(event.text, nl=False)
                 elif isinstance(event, Answer):

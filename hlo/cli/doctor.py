@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import platform
@@ -14,8 +15,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from hlo.catalog import Catalog
 from hlo.cli.findings import draw
 from hlo.cli.options import read, settings_options
+from hlo.contracts import EngineOptions
 from hlo.errors import HLOError
 from hlo.plugins import Hooks
 from hlo.records import Finding
@@ -39,7 +42,13 @@ def command(gpu_gib: float | None, as_json: bool, **options: Any) -> None:
     with Console(stderr=True).status("examining"):
         hooks = discover(settings).hooks
         about_model, tables = _model(settings, gpu_gib)
-        findings = [*_software(settings, hooks), *about_model, *_encoder(settings, hooks), *_speed(settings)]
+        findings = [
+            *_software(settings, hooks),
+            *about_model,
+            *_encoder(settings, hooks),
+            *_speed(settings),
+            _keys(settings),
+        ]
     if as_json:
         click.echo(msgspec.json.encode(findings).decode())
     else:
@@ -70,6 +79,8 @@ def _software(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
                 f"transformers {transformers_engine.version()}: good for trying out, slow for many users",
                 "`pip install 'hlo[gpu]'` or `'hlo[cpu]'` brings vLLM.",
             )
+        elif settings.generates_elsewhere:
+            yield Finding("engine", "ok", f"openai, in front of {len(settings.servers)} servers")
         else:
             yield Finding("engine", "ok", f"{settings.engine}, from a plugin")
     torch = _version("torch")
@@ -131,9 +142,19 @@ def _model(settings: Settings, gpu_gib: float | None) -> tuple[list[Finding], tu
         findings.append(Finding("adapters", "warning", "No specialty is installed.", remedy))
     options = engines.options(settings, model, catalog, chosen)
     findings.append(Finding("adapters", "ok", f"The engine is started with {options.reason}."))
+    if settings.generates_elsewhere:
+        return findings + _servers(options, catalog), ()
     memory = doctor_memory.examine(model, options, settings, gpu_gib)
     findings.append(doctor_memory.finding(memory, model, options, settings))
     return findings, () if memory is None else doctor_memory.tables(memory, model, options)
+
+
+def _servers(options: EngineOptions, catalog: Catalog) -> list[Finding]:
+    """The servers that generate, each as it answers now."""
+    from hlo.generation import openai_engine
+
+    adapters = [entry.adapter for entry in catalog.entries.values()]
+    return asyncio.run(openai_engine.look(options, adapters))
 
 
 def _encoder(settings: Settings, hooks: Hooks) -> Iterator[Finding]:
@@ -155,7 +176,7 @@ def _speed(settings: Settings) -> Iterator[Finding]:
         chosen = device(settings)
     except HLOError:
         return  # told with the model
-    if chosen == "cpu":
+    if chosen == "cpu" and not settings.generates_elsewhere:
         yield Finding(
             "speed",
             "warning",
@@ -182,6 +203,28 @@ def _speed(settings: Settings) -> Iterator[Finding]:
         )
     if settings.log_level == "debug":
         yield Finding("speed", "warning", "HLO_LOG_LEVEL=debug writes much.", "Set it to info.")
+
+
+def _keys(settings: Settings) -> Finding:
+    """Who may ask."""
+    from hlo import keys
+    from hlo.service.access import is_loopback
+
+    try:
+        found = [one for one in keys.read(settings.keys_file.expanduser()) if one.live]
+    except HLOError as error:
+        return Finding("keys", "trouble", error.message, error.remedy)
+    if found:
+        admins = sum(one.role == "admin" for one in found)
+        return Finding("keys", "ok", f"{len(found)} in force, {admins} of them with the role admin")
+    if is_loopback(settings.host):
+        return Finding("keys", "ok", "none: whoever is on this machine may ask, and nobody else")
+    return Finding(
+        "keys",
+        "warning",
+        f"none in {settings.keys_file}: the server will listen on loopback alone, not on {settings.host}.",
+        "Make one with `hlo keys new NAME`.",
+    )
 
 
 def _version(distribution: str) -> str | None:

@@ -7,17 +7,15 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from hlo.contracts import EngineActivity
-from hlo.errors import Overloaded
 from hlo.generation.fair import Turns
 
 
 class Admission:
-    """Lets requests of at most `slots` adapters run at once (None: of all), and at most `most_held` wait."""
+    """Lets requests of at most `slots` adapters run at once (None: of all)."""
 
-    def __init__(self, slots: int | None, turn_s: float, most_held: int | None = None) -> None:
+    def __init__(self, slots: int | None, turn_s: float) -> None:
         self._unlimited = slots is None
         self._turns: Turns[_Ticket] = Turns(slots or 1, turn_s)
-        self._most_held = most_held
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -32,18 +30,10 @@ class Admission:
 
     @asynccontextmanager
     async def turn(self, adapter: str | None) -> AsyncIterator[None]:
-        """Wait until a request for `adapter` may run, and run it inside the block; without an adapter, none waits.
-
-        Raises `Overloaded`.
-        """
+        """Wait until a request for `adapter` may run, and run it inside the block; without an adapter, none waits."""
         if self._unlimited or adapter is None:
             yield
             return
-        if self._most_held is not None and self._turns.held >= self._most_held:
-            raise Overloaded(
-                "Too many questions wait for an adapter.",
-                remedy="Ask again in a few seconds; HLO_ADAPTER_SLOTS says how many adapters answer at once.",
-            )
         loop = asyncio.get_running_loop()
         ticket = _Ticket(loop.create_future())
         self._begin(self._turns.arrive(adapter, ticket, loop.time()))

@@ -98,7 +98,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"`{folder}` holds no config.json.", remedy="Point HLO_MODEL at a model in Hugging Face layout."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"`{folder}/config.json` is not JSON: {error}", remedy="Fetch the model again.") from error
     if not isinstance(config, dict) or "architectures" not in config:
         raise ModelError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hlo.contracts import Engine
 from hlo.errors import AdapterError
 from hlo.records import Prompt
@@ -17,12 +19,20 @@ async def check_effect(engine: Engine, prompt: Prompt) -> float:
         raise ValueError("a prompt with an adapter was wanted")
     base = Prompt(prompt.token_ids, trace=prompt.trace)
     first, second, adapted = await engine.score(base), await engine.score(base), await engine.score(prompt)
+    return measure(prompt.adapter.name, first, second, adapted)
+
+
+def measure(adapter: str, first: Sequence[float], second: Sequence[float], adapted: Sequence[float]) -> float:
+    """The largest difference that an adapter makes to the base model's scores, of which there are two.
+
+    Raises `AdapterError` when it does not stand above what these two differ by.
+    """
     noise = max(abs(a - b) for a, b in zip(first, second, strict=True))
     effect = max(abs(a - b) for a, b in zip(first, adapted, strict=True))
     if not effect > 10 * noise + 1e-4:  # also when it is NaN
         raise AdapterError(
-            f"The adapter `{prompt.adapter.name}` changes nothing: on a question of its own, log-probabilities differ "
-            f"from the base model's by {effect:.2g} at most.",
+            f"The adapter `{adapter}` changes nothing: log-probabilities differ from the base model's by "
+            f"{effect:.2g} at most.",
             remedy="Check that its layers are those of this base model, and that it was trained.",
         )
     return effect

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ _UNSUPPORTED = (
     "trainable_token_indices",
     "target_parameters",
 )
+_PATTERN = r"(.*\.)?({})$"
+_MOST = sys.float_info.max
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
@@ -46,7 +48,7 @@ def read_config(copy: Path, folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{place} describes no LoRA: peft_type is {kind!r}.", remedy="HLO serves LoRA adapters.")
     if type(config.get("r")) is not int or config["r"] < 1:
         raise AdapterError(f"{place}: `r` must be a positive integer, not {config.get('r')!r}.", remedy="Save again.")
-    if type(config.get("lora_alpha")) not in (int, float) or not math.isfinite(config["lora_alpha"]):
+    if type(config.get("lora_alpha")) not in (int, float) or not abs(config["lora_alpha"]) <= _MOST:
         raise AdapterError(f"{place}: `lora_alpha` must be a number.", remedy="Save the adapter again.")
     if not isinstance(config.get("base_model_name_or_path") or "", str):
         raise AdapterError(f"{place}: `base_model_name_or_path` must be a string.", remedy="Save the adapter again.")
@@ -73,7 +75,8 @@ def _check_patterns(place: str, key: str, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except re.error as error:
+            re.compile(_PATTERN.format(pattern))  # as it is used
+        except (re.error, OverflowError, RecursionError) as error:
             raise AdapterError(
                 f"{place}: `{key}` holds `{pattern}`, which is no pattern: {error}.", remedy="Save the adapter again."
             ) from error
@@ -158,7 +161,7 @@ def _changes(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _rank(module: str, config: Mapping[str, Any]) -> int:
     """The rank of one layer; patterns match as in PEFT's `get_pattern_key`."""
     for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(_PATTERN.format(pattern), module):
             return int(rank)
     return int(config["r"])
 

@@ -24,6 +24,9 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # vLLM joins these layers, and keeps buffers for all of them as soon as adapters touch one.
 _JOINED = (frozenset({"q_proj", "k_proj", "v_proj"}), frozenset({"gate_proj", "up_proj"}))
 
+# Layers that tensor parallelism divides by their inputs; all others are divided by their outputs.
+_DIVIDED_BY_INPUTS = frozenset({"o_proj", "out_proj", "down_proj", "fc2", "c_proj", "dense_4h_to_h"})
+
 # Requests and tokens in a step where nothing is said, for a server (vllm/engine/arg_utils.py,
 # get_batch_defaults): on a CPU, on most GPUs, and on those of at least `_LARGE`.
 _STEP_CPU, _STEP_GPU, _STEP_LARGE = (128, 2048), (256, 2048), (1024, 8192)
@@ -41,7 +44,10 @@ _CPU_PROCESS = int(1.5 * GIB)
 
 
 class Demand(Struct, frozen=True):
-    """What an engine is to hold and to do at once. Lengths are in tokens; `slots` counts adapters on the device."""
+    """What an engine is to hold and to do at once. Lengths are in tokens; `slots` counts adapters on the device.
+
+    The model is divided among `devices`; everything is predicted for one of them.
+    """
 
     quantization: str
     bytes_per_value: int
@@ -54,6 +60,7 @@ class Demand(Struct, frozen=True):
     kv_cache_dtype: str = "auto"
     eager: bool = False
     device: str = "cuda"
+    devices: int = 1
 
     @classmethod
     def of(cls, options: EngineOptions, model: BaseModel, gpu: int = 0) -> Demand:
@@ -82,6 +89,7 @@ class Demand(Struct, frozen=True):
             # vLLM computes bitsandbytes' layers without graphs, whatever it is told.
             eager=bool(given.get("enforce_eager", options.enforce_eager)) or given["quantization"] == "bitsandbytes",
             device=options.device,
+            devices=int(given.get("tensor_parallel_size") or options.tensor_parallel_size),
         )
 
 
@@ -130,7 +138,7 @@ def predict(model: BaseModel, demand: Demand) -> Prediction:
         graphs=0 if cpu or demand.eager else _graphs(shape, demand),
         # The sampler keeps counts and masks of all tokens of the vocabulary, for each request that there may be.
         other=(_CPU_PROCESS if cpu else _LIBRARIES) + demand.max_num_seqs * shape.vocabulary * 17 // 4,
-        block=tokens * 2 * shape.layers * shape.kv * cached,
+        block=tokens * 2 * shape.layers * -(-shape.kv // demand.devices) * cached,
         block_tokens=tokens,
     )
 
@@ -187,17 +195,25 @@ def _weights(model: BaseModel, shape: _Shape, demand: Demand) -> int:
     rotary = shape.positions * shape.head_dim
     wide = (model.parameters - linear + padding + rotary) * demand.bytes_per_value
     if not _eight_bit(model, demand):
-        return wide + linear * demand.bytes_per_value
-    return wide + linear + _SCALE * sum(out for out, _ in model.linears.values())
+        return (wide + linear * demand.bytes_per_value) // demand.devices
+    return (wide + linear + _SCALE * sum(out for out, _ in model.linears.values())) // demand.devices
 
 
 def _adapters(linears: Mapping[str, tuple[int, int]], demand: Demand) -> int:
-    """vLLM's stacked buffers: A and B of every slot, padded to the rank, for each layer that adapters touch."""
+    """vLLM's stacked buffers: A and B of every slot, padded to the rank, for each layer that adapters touch.
+
+    Of a layer that is divided among devices, each has that matrix in whole which meets the undivided side.
+    """
     kinds = set(demand.kinds)
     for joined in _JOINED:
         if kinds & joined:
             kinds |= joined
-    values = sum(demand.rank * (o + i) for name, (o, i) in linears.items() if name.rpartition(".")[2] in kinds)
+    values = 0
+    for name, (outputs, inputs) in linears.items():
+        kind = name.rpartition(".")[2]
+        if kind in kinds:
+            divided, whole = (inputs, outputs) if kind in _DIVIDED_BY_INPUTS else (outputs, inputs)
+            values += demand.rank * (-(-divided // demand.devices) + whole)
     return demand.slots * values * demand.bytes_per_value
 
 
@@ -208,8 +224,8 @@ def _activation(shape: _Shape, demand: Demand) -> int:
     kept by those who called it; compiled code keeps as much.
     """
     tokens, wide = demand.max_num_batched_tokens, demand.bytes_per_value
-    mlp = (shape.branches + 1) * shape.inner + 3 * shape.hidden  # adapters' parts are added in place
-    attention = 2 * shape.heads + 2 * shape.kv + 4 * shape.hidden
+    mlp = (shape.branches + 1) * shape.inner // demand.devices + 3 * shape.hidden  # adapters' are added in place
+    attention = (2 * shape.heads + 2 * shape.kv) // demand.devices + 4 * shape.hidden
     step = tokens * max(mlp, attention) * wide
     # Logits as the head gives them, in float32, with the best of them masked, and as probabilities.
     sampling = (
@@ -223,7 +239,8 @@ def _graphs(shape: _Shape, demand: Demand) -> int:
     largest = min(2 * demand.max_num_seqs, 512, demand.max_num_batched_tokens)
     sizes = _captured(largest)
     count = len(sizes) + sum(size <= demand.max_num_seqs for size in sizes)
-    pool = largest * ((shape.branches + 1) * shape.inner + 4 * shape.hidden) * demand.bytes_per_value
+    inner = (shape.branches + 1) * shape.inner // demand.devices
+    pool = largest * (inner + 4 * shape.hidden) * demand.bytes_per_value
     return pool + count * (2 if demand.slots else 1) * _GRAPH
 
 

@@ -46,6 +46,6 @@ def _read(store: Path) -> dict[str, float]:
         return msgspec.json.decode((store / _FILE).read_bytes(), type=dict[str, float])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         logger.warning("the uses of adapters in %s can not be read: %s", store / _FILE, error)
         return {}

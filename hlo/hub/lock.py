@@ -47,7 +47,7 @@ class Lock(Struct, frozen=True):
             found = msgspec.json.decode(path.read_bytes(), type=_LockFile)
         except FileNotFoundError:
             return cls({}, path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise _no_lock(path, f"{error}") from error
         for text, locked in found.references.items():
             place = f"$.references[`{text}`]"

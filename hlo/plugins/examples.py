@@ -20,7 +20,7 @@ def read_examples(package: str, filename: str = "examples.toml") -> Mapping[str,
             table = tomllib.load(file)
     except (FileNotFoundError, ModuleNotFoundError) as error:
         raise PluginError(f"`{package}` holds no file `{filename}`.", remedy="Add it to the package's data.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PluginError(f"`{filename}` in `{package}` is not TOML: {error}.", remedy="Mend that line.") from error
     for part, questions in table.items():
         if not isinstance(questions, list) or not all(isinstance(one, str) for one in questions):

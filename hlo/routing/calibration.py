@@ -141,7 +141,7 @@ def load(file: Path) -> Calibration:
                 f"The calibration `{file}` has format {version}; this HLO reads format {FORMAT}.", remedy=_AGAIN
             )
         found = msgspec.json.decode(raw, type=Calibration)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CalibrationError(f"`{file}` is no calibration: {error}.", remedy=_AGAIN) from error
     wrong = _wrong(found)
     if wrong:

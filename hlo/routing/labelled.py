@@ -72,7 +72,8 @@ def refuse_strangers(file: Path, questions: Iterable[Labelled], names: Collectio
 def _decode(file: Path, number: int, line: str, *, partly: bool) -> Labelled:
     try:
         told = json.loads(line)
-    except ValueError:
+        json.dumps(told, ensure_ascii=False).encode()  # JSON can hold lone surrogates, which no encoder takes
+    except (ValueError, RecursionError):
         told = None
     if not (isinstance(told, dict) and isinstance(told.get("question"), str) and told["question"].strip()):
         raise SettingsError(f"Line {number} of `{file}` is no question.", remedy=_REMEDY)

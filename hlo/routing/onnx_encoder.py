@@ -167,7 +167,7 @@ def _read(folder: Path) -> Description:
     path = folder / DESCRIPTION
     try:
         return msgspec.json.decode(path.read_bytes(), type=Description)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EncoderError(f"`{path}` does not describe an encoder: {error}", remedy=_AGAIN) from error
 
 

@@ -10,7 +10,7 @@ from litestar.types import Message, Scope
 
 import hlo
 from hlo.errors import HLOError
-from hlo.service import problems
+from hlo.service import openai, problems
 from hlo.service.access import OPEN, Access
 from hlo.service.arriving import Arriving
 from hlo.service.routes import HANDLERS
@@ -27,7 +27,7 @@ def create_app(service: Service) -> Litestar:
             service.metrics.responded(str(scope.get("path_template") or "unknown"), message["status"])
 
     return Litestar(
-        route_handlers=HANDLERS,
+        route_handlers=[*HANDLERS, *openai.HANDLERS],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
         middleware=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from msgspec import Struct
 from hlo.errors import (
     AdapterError,
     AuditError,
+    DeadlineExceeded,
     EncoderError,
     EngineDead,
     EngineError,
@@ -31,6 +33,7 @@ from hlo.errors import (
     UnknownAdapter,
     UnknownSpecialty,
 )
+from hlo.service import openai_errors
 from hlo.service.traced import span_of
 from hlo.telemetry.tracing import mark
 
@@ -62,6 +65,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (Unauthorized, 401, "unauthorized", "Key wanted"),
     (TooManyRequests, 429, "too-many-requests", "Too many requests"),
     (OutOfScope, 422, "out-of-scope", "Question out of scope"),
+    (DeadlineExceeded, 504, "deadline-exceeded", "Deadline exceeded"),
     (NotReady, 503, "not-ready", "Not ready"),
     (Overloaded, 503, "overloaded", "Overloaded"),
     (EngineDead, 503, "engine-dead", "Engine dead"),
@@ -73,6 +77,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
     (HubError, 503, "hub-error", "Hub error"),
     (HLOError, 500, "error", "Error"),
 )
+_REPEATED = re.compile(r"Invalid (enum )?value '")  # msgspec repeats such a value, which may be a patient's words
 _NO_BODY = "'data'"  # what Litestar says of a missing body: a KeyError's text
 _RETRY_AFTER_S: dict[type[HLOError], int] = {NotReady: 5, Overloaded: 2, EngineDead: 10, EncoderError: 5}
 
@@ -97,10 +102,10 @@ def from_hlo(request: Request[Any, Any, Any], error: HLOError) -> Response[bytes
     mark(span_of(request), error)
     if found.status >= 500:
         logger.error("%s: %s", type(error).__name__, error)
-    return _respond(found, {"www-authenticate": error.challenge} if isinstance(error, Unauthorized) else None)
+    return _respond(request, found, {"www-authenticate": error.challenge} if isinstance(error, Unauthorized) else None)
 
 
-def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def from_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Answer with an error that Litestar found: a body that breaks the schema or the limit, an unknown path, …"""
     field, detail = None, error.detail
     remedy = "`/schema` describes every route and its body."
@@ -116,6 +121,8 @@ def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes
         remedy = "Send it whole; HLO_RECEIVE_TIMEOUT_S says how long it may take."
     elif error.status_code == 400:
         field = "$"
+    if _REPEATED.match(detail):
+        detail = "The value is none of those that this field may have."
     if detail == _NO_BODY:
         detail = "The request has no body; a JSON object was wanted."
     slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed"}
@@ -128,13 +135,14 @@ def from_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[bytes
         field=field,
         remedy=remedy,
     )
-    return _respond(found, dict(error.headers or {}))
+    return _respond(request, found, dict(error.headers or {}))
 
 
-def from_decoder(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def from_decoder(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer with what the JSON decoder raises beside its own errors: text that is no UTF-8, or nested too deep."""
     detail = "is nested too deep" if isinstance(error, RecursionError) else "is not UTF-8"
     return _respond(
+        request,
         Problem(
             type="urn:hlo:problem:invalid-request",
             title="Invalid request",
@@ -142,14 +150,14 @@ def from_decoder(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]
             detail=f"The request's body {detail}.",
             field="$",
             remedy="Send JSON in UTF-8; `/schema` describes every route and its body.",
-        )
+        ),
     )
 
 
 def from_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer with an error that nobody foresaw."""
     mark(span_of(request), error)
-    return _respond(unforeseen(error, str(request.scope.get("path_template", "?"))))
+    return _respond(request, unforeseen(error, str(request.scope.get("path_template", "?"))))
 
 
 def unforeseen(error: Exception, path: str) -> Problem:
@@ -168,8 +176,11 @@ def unforeseen(error: Exception, path: str) -> Problem:
     )
 
 
-def _respond(found: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
+def _respond(request: Request[Any, Any, Any], found: Problem, headers: dict[str, str] | None = None) -> Response[bytes]:
     headers = headers or {}
     if found.retry_after is not None:
         headers["retry-after"] = str(found.retry_after)
+    if openai_errors.is_openai(request.scope):
+        told, status = msgspec.json.encode(openai_errors.body(found)), openai_errors.status(found)
+        return Response(told, status_code=status, media_type="application/json", headers=headers)
     return Response(msgspec.json.encode(found), status_code=found.status, media_type=MEDIA_TYPE, headers=headers)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from litestar import Request, Response, get, post
-from litestar.background_tasks import BackgroundTask
 from litestar.di import NamedDependency
-from litestar.exceptions import ClientException
 from litestar.params import JSONBody
-from litestar.response import Stream
 
 from hlo.errors import EngineError, HLOError, InvalidRequest
-from hlo.records import Answer, Completion, Delta, FinishReason, Question, Route
+from hlo.records import Answer, Completion, Delta, Opening, Question
 from hlo.reload import Reloaded
 from hlo.service.access import ADMIN, OPEN, caller_of
 from hlo.service.problems import problem, unforeseen
+from hlo.service.replies import streamed, unless_gone, whole_answer, whole_completion
 from hlo.service.standing import standing
 from hlo.service.state import Service
+from hlo.service.terms import terms_of
 from hlo.service.traced import span_of
 from hlo.service.wire import (
     AdapterView,
@@ -40,7 +39,6 @@ from hlo.service.wire import (
 )
 from hlo.telemetry import metrics
 
-T = TypeVar("T")
 _Request = Request[Any, Any, Any]
 
 
@@ -51,11 +49,12 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
     With `stream`, server-sent events: one `route`, many `delta`, one `answer` (or `problem`).
     """
     question = Question(data.question, data.specialty, data.overrides(), data.earlier())
-    events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream)
+    terms = terms_of(request, service.settings, data.timeout_s)
+    events = service.runtime.pipeline.ask(question, span_of(request), whole=not data.stream, terms=terms)
     if not data.stream:
-        return Response(AnswerView.of(await _unless_gone(request, _answer(events))))
+        return Response(AnswerView.of(await unless_gone(request, whole_answer(events))))
     first = await anext(events)  # what is wrong with the request is wrong before this, and is an HTTP status
-    return _stream(_ask_events(first, events))
+    return streamed(_ask_events(first, events), events)
 
 
 @post("/route", status_code=200, summary="Route questions without answering them.")
@@ -68,7 +67,8 @@ async def route(data: JSONBody[RouteRequest], request: _Request, service: NamedD
             field="$.question",
             remedy="Send several requests, or raise HLO_MAX_BATCH_QUESTIONS.",
         )
-    routes = await service.runtime.pipeline.route(questions, span_of(request)) if questions else ()
+    terms = terms_of(request, service.settings)
+    routes = await service.runtime.pipeline.route(questions, span_of(request), terms) if questions else ()
     return Response(routes[0] if isinstance(data.question, str) else RoutesView(routes))
 
 
@@ -82,10 +82,12 @@ async def generate(
     """
     pipeline = service.runtime.pipeline
     chosen = service.default if data.adapter is None else data.adapter
-    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), span_of(request), whole=not data.stream)
+    terms, whole = terms_of(request, service.settings, data.timeout_s), not data.stream
+    deltas = pipeline.complete(data.prompt, chosen, data.overrides(), span_of(request), whole=whole, terms=terms)
     if data.stream:
-        return _stream(_generate_events(await anext(deltas), deltas))
-    text, end, reason = await _unless_gone(request, _completion(deltas))
+        await anext(deltas)
+        return streamed(_generate_events(await anext(deltas), deltas), deltas)
+    text, end, reason = await unless_gone(request, whole_completion(deltas))
     model = pipeline.engine.info.model
     return Response(CompletionView(text, AdapterView.of(end.adapter), model, end.usage, reason))
 
@@ -153,32 +155,11 @@ async def prometheus(request: _Request, service: NamedDependency[Service]) -> Re
 HANDLERS = (ask, route, generate, switch_adapter, specialties, reload_specialties, healthz, readyz, prometheus)
 
 
-async def _answer(events: AsyncGenerator[Route | Delta | Answer, None]) -> Answer:
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Answer):
-                return event
-    raise EngineError("The engine ended without an answer.", remedy="Ask again.")
-
-
-async def _completion(deltas: AsyncGenerator[Delta | Completion, None]) -> tuple[str, Completion, FinishReason]:
-    text, reason, end = "", None, None
-    async with aclosing(deltas):
-        async for delta in deltas:
-            if isinstance(delta, Completion):
-                end = delta
-            else:
-                text, reason = text + delta.text, delta.finish_reason
-    if end is None:
-        raise EngineError("The engine ended without a completion.", remedy="Ask again.")
-    return text, end, reason or "abort"
-
-
 async def _ask_events(
-    first: Route | Delta | Answer, rest: AsyncGenerator[Route | Delta | Answer, None]
+    first: Opening | Delta | Answer, rest: AsyncGenerator[Opening | Delta | Answer, None]
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(rest):
-        yield _event("route", first)
+        yield _event("route", first.route if isinstance(first, Opening) else None)
         try:
             async for event in rest:
                 if isinstance(event, Delta):
@@ -193,7 +174,7 @@ async def _ask_events(
 
 
 async def _generate_events(
-    first: Delta | Completion, rest: AsyncGenerator[Delta | Completion, None]
+    first: Opening | Delta | Completion, rest: AsyncGenerator[Opening | Delta | Completion, None]
 ) -> AsyncGenerator[bytes, None]:
     async with aclosing(rest):
         yield _event("delta", DeltaView(first.text if isinstance(first, Delta) else ""))
@@ -201,7 +182,7 @@ async def _generate_events(
             async for event in rest:
                 if isinstance(event, Completion):
                     yield _event("usage", event.usage)
-                elif event.text:
+                elif isinstance(event, Delta) and event.text:
                     yield _event("delta", DeltaView(event.text))
         except HLOError as error:
             yield _event("problem", problem(error))
@@ -212,37 +193,3 @@ async def _generate_events(
 def _event(name: str, value: object) -> bytes:
     """One server-sent event (WHATWG HTML, "Server-sent events"); JSON has no raw line breaks, so one data line."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))
-
-
-def _stream(events: AsyncGenerator[bytes, None]) -> Stream:
-    async def close() -> None:  # Litestar would call `events.aclose` itself in a thread, and never await it
-        await events.aclose()
-
-    # A client that leaves while bytes are being sent leaves the generator suspended; the background task closes it,
-    # and with it the request in the engine.
-    return Stream(
-        events,
-        media_type="text/event-stream",
-        headers={"cache-control": "no-store", "x-accel-buffering": "no"},
-        background=BackgroundTask(close),
-    )
-
-
-async def _unless_gone(request: _Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do `work`, unless the client closes the connection first; then cancel it, so that the engine stops at once."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientException(detail="The client closed the connection.", status_code=499)
-        return task.result()
-    finally:
-        for one in (task, gone):
-            one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(request: _Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

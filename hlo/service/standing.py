@@ -28,6 +28,7 @@ async def standing(service: Service) -> Standing:
         adapters={name: entry.adapter for name, entry in pipeline.catalog.entries.items()},
         refusals=pipeline.catalog.refusals,
         activity=getattr(pipeline.engine, "activity", None),
+        waiting=pipeline.line.waiting,
         drifts=tuple(drifts.drifts()),
         questions=drifts.questions(),
     )

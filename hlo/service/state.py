@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -35,6 +36,7 @@ class Service:
         self.metrics = Metrics()
         self.keys = Keyring(settings.keys_file.expanduser())
         self.stage = "starting"
+        self.started = int(time.time())
         self.failure: HLOError | None = None
         self.stopped = asyncio.Event()
         self._start = start

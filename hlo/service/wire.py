@@ -27,6 +27,7 @@ MaxTokens = Annotated[int, Meta(ge=1, le=1 << 20, description="Most tokens to ge
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy.")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="Probability mass to sample from.")]
 Seed = Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="Makes sampling repeatable.")]
+TimeoutS = Annotated[float, Meta(gt=0, description="Seconds in which it must be done; then it is stopped.")]
 Stop = Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=16)]
 
 
@@ -37,6 +38,7 @@ class _Generation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     top_p: TopP | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    timeout_s: TimeoutS | None = None
 
     def overrides(self) -> SamplingOverrides:
         """The sampling parameters that this request names."""

@@ -24,11 +24,18 @@ class Account:
     """A question (`ask`) or a raw prompt (`generate`), from its coming to its end.
 
     `label` is the specialty that metrics count it under, `cached` the prompt's tokens that the engine had computed
-    before. `outcome` is set by `keep`; otherwise it is `abort`, `refused` or `error`, by what ended the block.
+    before. `caller` is the id of the key that asks. `outcome` is set by `keep`; otherwise it is `abort`, `refused` or
+    `error`, by what ended the block.
     """
 
     def __init__(
-        self, what: Literal["ask", "generate"], text: str, model: str, metrics: Metrics, audit: Audit | None
+        self,
+        what: Literal["ask", "generate"],
+        text: str,
+        model: str,
+        metrics: Metrics,
+        audit: Audit | None,
+        caller: str | None = None,
     ) -> None:
         self.trace_id = ""
         self.label = UNKNOWN
@@ -38,6 +45,7 @@ class Account:
         self.usage = Usage(0, 0)
         self.cached = 0
         self.outcome: str | None = None
+        self._caller = caller
         self._what = what
         self._text = text
         self._model = model
@@ -80,11 +88,13 @@ class Account:
                 model=self._model,
                 usage=self.usage,
                 outcome=outcome,
+                caller=self._caller,
             )
 
     def _log(self, error: BaseException | None) -> None:
         told = logs.fields(
             trace_id=self.trace_id or None,
+            key=self._caller,
             route=self.route.status if self.route else None,
             specialty=self.specialty,
             adapter=self.adapter.engine_name if self.adapter else None,

@@ -89,9 +89,12 @@ class Keys:
         content, found, rest = line.rpartition(_MAC)
         if not found or not rest.endswith(_MAC_END):
             raise ValueError("not a whole record")
-        record = msgspec.json.decode(content + b"}", type=Record)
-        given = rest.removesuffix(_MAC_END).decode()
-        return (record, given) if hmac.compare_digest(given, self.mac("line", content)) else None
+        try:
+            record = msgspec.json.decode(content + b"}", type=Record)
+        except RecursionError as error:
+            raise ValueError("nested too deep for a record") from error
+        given = rest.removesuffix(_MAC_END)
+        return (record, given.decode()) if hmac.compare_digest(given, self.mac("line", content).encode()) else None
 
     def head(self, head: Head) -> bytes:
         """What the file with the head holds."""

@@ -95,7 +95,7 @@ def _end(path: Path, keys: Keys, last: Head, expected: Head | None) -> Iterator[
     content = file.read_bytes()
     try:
         head = msgspec.json.decode(content, type=Head)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         head = None
     if head is None or keys.head(head) != content:
         yield Fault(str(file), 0, "the head was changed, or written with another key")

@@ -143,11 +143,21 @@ STANDING = (
         ("specialty", "adapter", "rank"),
     ),
     Family("hlo_adapter_room", "gauge", "How many adapters the engine was started for."),
+    Family("hlo_questions_waiting", "gauge", "Questions and raw prompts that wait for room in the engine."),
     Family("hlo_questions_held", "gauge", "Questions that HLO holds until their adapter's turn in the engine comes."),
     Family("hlo_adapter_turns", "counter", "Times an adapter was given a place in the engine.", ("adapter",)),
     Family(
         "hlo_adapter_evictions", "counter", "Times an adapter gave up its place in the engine to another.", ("adapter",)
     ),
+    Family("hlo_engine_server_up", "gauge", "1 while a server that generates is used, else 0.", ("server",)),
+    Family("hlo_engine_server_running", "gauge", "Requests on a server, those that wait there included.", ("server",)),
+    Family(
+        "hlo_engine_server_requests",
+        "counter",
+        "Requests to a server by outcome (moved: it failed before it had begun, and another one answered).",
+        ("server", "outcome"),
+    ),
+    Family("hlo_engine_server_adapter_loads", "counter", "Adapters that a server was given.", ("server",)),
     Family(
         "hlo_confidence_drift",
         "gauge",

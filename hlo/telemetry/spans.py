@@ -132,9 +132,10 @@ class Generation:
 
 
 def messages(question: Question) -> str:
-    """The words of a question and of the turns before it, as `gen_ai.input.messages` has them."""
+    """The words of a question, and of the turns and instructions before it, as `gen_ai.input.messages` has them."""
     said = [pair for turn in question.turns for pair in (("user", turn.question), ("assistant", turn.answer))]
-    return _messages([*said, ("user", question.text)])
+    asked = [("system", question.instructions)] if question.instructions else []
+    return _messages([*asked, *said, ("user", question.text)])
 
 
 def _messages(said: list[tuple[str, str]]) -> str:

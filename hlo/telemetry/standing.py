@@ -30,6 +30,7 @@ class Standing(Struct, frozen=True):
     adapters: Mapping[str, AdapterVersion] = {}  # by specialty
     refusals: tuple[Refusal, ...] = ()
     activity: EngineActivity | None = None
+    waiting: int = 0  # questions that wait for room in the engine
     drifts: tuple[Drift, ...] = ()
     questions: tuple[tuple[str, int], ...] = ()  # that drift is reckoned from, by specialty
 
@@ -57,10 +58,17 @@ class StandingMetrics(Collector):
         yield _told("hlo_refusals", [((kind,), n) for kind, n in Counter(one.kind for one in now.refusals).items()])
         yield _told("hlo_adapter", [((name, one.engine_name, str(one.rank)), 1) for name, one in now.adapters.items()])
         yield _told("hlo_adapter_room", [((), info.max_adapters)])
+        yield _told("hlo_questions_waiting", [((), now.waiting)])
         if (activity := now.activity) is not None:
             yield _told("hlo_questions_held", [((), activity.held)])
             yield _told("hlo_adapter_turns", [((name,), n) for name, n in activity.turns.items()])
             yield _told("hlo_adapter_evictions", [((name,), n) for name, n in activity.evictions.items()])
+            servers = activity.servers
+            yield _told("hlo_engine_server_up", [((one.server,), one.up) for one in servers])
+            yield _told("hlo_engine_server_running", [((one.server,), one.running) for one in servers])
+            ended: Rows = [((one.server, how), n) for one in servers for how, n in one.requests.items()]
+            yield _told("hlo_engine_server_requests", ended)
+            yield _told("hlo_engine_server_adapter_loads", [((one.server,), one.loads) for one in servers])
         yield _told("hlo_confidence_drift", [((one.specialty, one.basis), one.distance) for one in now.drifts])
         yield _told("hlo_confidence_drift_chance", [((one.specialty, one.basis), one.chance) for one in now.drifts])
         yield _told("hlo_confidence_drift_questions", [((name,), n) for name, n in now.questions])

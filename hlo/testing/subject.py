@@ -153,7 +153,7 @@ def _source(folder: Path, stack: ExitStack) -> Subject:
         )
     try:
         project = tomllib.loads(file.read_text(encoding="utf-8")).get("project")
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PluginError(f"`{file}` is not TOML: {error}.", remedy="Mend that line.") from error
     if not isinstance(project, dict) or not isinstance(project.get("name"), str) or not project["name"].strip():
         raise PluginError(f"`{file}` has no table `[project]` with a name.", remedy="Write one, after PEP 621.")

@@ -9,6 +9,7 @@ import pytest
 
 from hlo.cli.findings import draw
 from hlo.records import Finding
+from tests.vllm_stub import StubServer, stubs_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,6 +65,18 @@ def test_what_is_found_is_told(
     assert found["encoder"][0]["state"] == "trouble"
 
 
+def test_who_may_ask_is_told(arguments: list[str], hlo: Hlo, plugins: Plugins, clean_environment: Path) -> None:
+    """Without a key the doctor says that only this machine may ask, and warns where others were meant to."""
+    asked = [hlo("doctor", *arguments), hlo("doctor", *arguments, "--host", "0.0.0.0")]  # noqa: S104
+    here, there = (findings(one.out)["keys"][0] for one in asked)
+    assert (here["state"], there["state"]) == ("ok", "warning")
+    assert "hlo keys new" in there["remedy"]
+    hlo("keys", "new", "ward 7", "--role", "admin")
+    assert findings(hlo("doctor", *arguments).out)["keys"][0]["text"].startswith("1 in force, 1 of them")
+    (clean_environment / "hlo.keys").write_text("{")
+    assert findings(hlo("doctor", *arguments).out)["keys"][0]["state"] == "trouble"
+
+
 @pytest.mark.parametrize(("gib", "state"), [("100", "ok"), ("0.5", "trouble")])
 def test_memory_is_advised_for_another_gpu(
     gib: str, state: str, arguments: list[str], hlo: Hlo, plugins: Plugins
@@ -90,6 +103,27 @@ def test_the_room_for_adapters_is_told(arguments: list[str], hlo: Hlo, plugins: 
     assert plugins
     told = [one["text"] for one in findings(hlo("doctor", "--spare-adapters", "3", *arguments).out)["adapters"]]
     assert any("room for 3 adapters (0 installed, HLO_SPARE_ADAPTERS=3)" in text for text in told)
+
+
+def test_servers_are_looked_at(
+    arguments: list[str], hlo: Hlo, plugins: Plugins, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """Of each server that generates it is told what it is, or what is wrong and what to do; memory here is left out."""
+    make_adapter(tmp_path / "adapters" / "heart")
+    plugins("heart", "heart", reference="heart")
+    good, fixed, old, gone = StubServer(), StubServer(lets_load=False), StubServer(version="0.25.1"), StubServer(port=9)
+    with stubs_beside(good, fixed, old):
+        urls = ",".join(one.url for one in (good, fixed, old, gone))
+        found = findings(hlo("doctor", "--engine-urls", urls, *arguments).out)
+    assert "in front of 4 servers" in found["engine"][0]["text"]
+    assert [one["state"] for one in found["servers"]] == ["ok", "trouble", "trouble", "trouble"]
+    texts = [one["text"] for one in found["servers"]]
+    assert "512 tokens of context, places for 64 adapters" in texts[0]
+    assert "--lora-modules heart@" in found["servers"][1]["remedy"]
+    assert "0.32 or newer" in texts[2]
+    assert "can not be reached" in texts[3]
+    assert "memory" not in found
+    assert good.adapters == {}, "nothing is loaded by looking"
 
 
 def test_a_missing_model_is_trouble(hlo: Hlo, plugins: Plugins, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def ask_everything(server: Server, found: Watched) -> None:
     """Every route, with words that are answered, refused, malformed, too long, or that make plugins fail."""
     asked = {"question": f"{ASKED['cardiology']} {QUESTION}", "max_tokens": 8}
     turns = [{"question": f"{TURN} hurts", "answer": f"{TURN} too"}]
+    chat = [{"role": "system", "content": TURN}, {"role": "user", "content": f"{ASKED['cardiology']} {QUESTION}"}]
     bodies: list[tuple[str, Mapping[str, object] | str]] = [
         ("/ask", asked),
         ("/ask", asked | {"question": f"please fail {QUESTION}"}),
@@ -120,6 +121,12 @@ def ask_everything(server: Server, found: Watched) -> None:
         ("/generate", {"prompt": PROMPT, "top_p": 7}),
         ("/generate", {"prompt": {"words": PROMPT}}),
         ("/switch-adapter", {"adapter_name": "nobody", "why": PROMPT}),
+        ("/v1/chat/completions", {"model": "auto", "messages": chat, "max_tokens": 8}),
+        ("/v1/chat/completions", {"model": f"{QUESTION} hurts", "messages": chat}),
+        ("/v1/chat/completions", {"model": "auto", "messages": [*chat, {"role": f"{TURN} too", "content": TURN}]}),
+        ("/v1/chat/completions", {"model": "auto", "messages": chat, "tools": [QUESTION]}),
+        ("/v1/completions", {"model": "base", "prompt": PROMPT, "max_tokens": 8}),
+        ("/v1/completions", {"model": PROMPT, "prompt": [PROMPT, PROMPT]}),
         ("/nowhere", {"question": QUESTION}),
     ]
     with server.client() as client:
@@ -174,7 +181,7 @@ def everything(watched: Watched) -> dict[str, bytes]:
 def test_the_canaries_went_everywhere(watched: Watched) -> None:
     """The search would find something: the routes answered and failed, the plugin raised, the engine died."""
     log = (watched.folder / "server.log").read_text()
-    assert len(watched.answers) == 7
+    assert len(watched.answers) == 9
     assert len(watched.problems) >= 14
     assert "hlo_question of the plugin nosy failed: ValueError" in log
     assert "hlo_answer of the plugin nosy failed: RuntimeError" in log

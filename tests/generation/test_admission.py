@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from hlo.contracts import EngineActivity
-from hlo.errors import Overloaded
 from hlo.generation.admission import Admission
 
 
@@ -114,19 +111,6 @@ async def test_a_client_that_leaves_as_its_turn_comes_gives_the_slot_on() -> Non
     await requests.cancel("b1")
     assert requests.running == ["c1"]
     await requests.cancel("c1")
-
-
-async def test_the_queue_has_an_end() -> None:
-    """More requests than may be held are refused, with a remedy."""
-    admission = Admission(1, 3600.0, most_held=1)
-    requests = Requests(admission)
-    await requests.come("a1")
-    await requests.come("b1")
-    with pytest.raises(Overloaded, match="wait for an adapter") as caught:
-        async with admission.turn("c"):
-            pass
-    assert caught.value.remedy
-    await requests.cancel("a1", "b1")
 
 
 async def test_what_came_of_it_is_told() -> None:

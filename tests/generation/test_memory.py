@@ -56,6 +56,30 @@ def test_a_checkpoint_that_is_saved_in_8_bit_is_small(saved: dict[str, Any], mis
     assert found.weights == predict(mistral, demand(quantization="fp8_per_channel")).weights
 
 
+def test_a_divided_model_takes_less_of_each_device(mistral: BaseModel) -> None:
+    """Of two devices each holds half of the weights and of the cache, and of adapters what the halves leave whole."""
+    whole = predict(mistral, demand(slots=4, kinds=ALL_LINEAR))
+    half = predict(mistral, demand(slots=4, kinds=ALL_LINEAR, devices=2))
+    assert half.weights == pytest.approx(whole.weights / 2, rel=0.001)
+    assert half.block * 2 == whole.block
+    layer = sum(
+        out / 2 + into for out, into in ((4096, 4096), (1024, 4096), (1024, 4096), (14336, 4096), (14336, 4096))
+    )
+    layer += sum(into / 2 + out for out, into in ((4096, 4096), (4096, 14336)))
+    assert half.adapters == 4 * 8 * 32 * layer * 2
+    assert half.activation < whole.activation
+
+
+@pytest.mark.parametrize(("given", "devices"), [({}, 2), ({"tensor_parallel_size": 4}, 4)])
+def test_the_division_is_the_settings_or_the_operators(
+    given: dict[str, int], devices: int, tiny_model: BaseModel
+) -> None:
+    """How many devices hold a model is what the settings say, unless the engine's own arguments say otherwise."""
+    kinds = ("q_proj",)
+    options = EngineOptions(tiny_model.folder, "tiny", "cuda", "auto", "none", 1, 8, kinds, tensor_parallel_size=2)
+    assert Demand.of(msgspec.structs.replace(options, arguments=given), tiny_model).devices == devices
+
+
 def test_adapters_are_two_matrices_a_layer(tiny_model: BaseModel) -> None:
     """A slot takes rank times (out + in) values for each layer that adapters touch."""
     found = predict(tiny_model, demand(slots=3, kinds=frozenset({"o_proj"})))

@@ -40,7 +40,6 @@ from hlo.errors import (
     HLOError,
     InvalidRequest,
     ModelError,
-    Overloaded,
     PromptTooLong,
     SettingsError,
 )
@@ -520,21 +519,6 @@ async def test_a_request_says_how_long_it_waited(options: EngineOptions) -> None
     assert first is not None
     assert second is not None
     assert second > first >= 0
-
-
-async def test_too_many_requests_are_refused(
-    options: EngineOptions, monkeypatch: pytest.MonkeyPatch, tasks: StartTask, until: Until
-) -> None:
-    """Beyond `max_queued_requests` in the engine a request is refused; once one has ended, the next is taken."""
-    async with started(msgspec.structs.replace(options, max_queued_requests=2)) as engine:
-        gate = Gate(engine, monkeypatch)
-        running = [tasks(said(engine, Prompt(PROMPTS[0]), Sampling(1))) for _ in range(2)]
-        await until(lambda: gate.steps)
-        with pytest.raises(Overloaded):
-            await said(engine, Prompt(PROMPTS[0]))
-        gate.allow(100)
-        await asyncio.gather(*running)
-        assert len(await said(engine, Prompt(PROMPTS[0]), Sampling(2))) == 2
 
 
 async def test_versions_are_exchanged(engine: TransformersEngine, plain: Plain, version: Version) -> None:

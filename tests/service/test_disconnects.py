@@ -75,19 +75,33 @@ async def post(
     await app(scope, receive, send)
 
 
+LONG = "heart " * 50
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    ("/ask", {"question": LONG}),
+    ("/generate", {"prompt": LONG}),
+    ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": LONG}]}),
+    ("/v1/completions", {"model": "base", "prompt": LONG, "max_tokens": 300}),
+]
+
+
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("path", "field"), [("/ask", "question"), ("/generate", "prompt")])
+@pytest.mark.parametrize(("path", "asked"), REQUESTS)
 async def test_a_client_that_leaves_stops_its_generation(
-    path: str, field: str, stream: bool, make_parts: MakeParts, until: Until, caplog: pytest.LogCaptureFixture
+    path: str,
+    asked: dict[str, Any],
+    stream: bool,
+    make_parts: MakeParts,
+    until: Until,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """When the client closes the connection, the engine's request is aborted and nothing is left running."""
     parts = make_parts(engine=EchoEngine(pause=0.01))
     gone = asyncio.Event()
     async with ready(parts, until) as app:
         sent: list[Any] = []
-        body = {field: "heart " * 50, "stream": stream}
+        body = asked | {"stream": stream}
         request = asyncio.create_task(post(app, path, body, gone, sent))
-        await until(lambda: parts.engine.running)
+        await until(lambda: sent if stream else parts.engine.running)
         gone.set()
         await request
         await until(lambda: not parts.engine.running)
@@ -97,17 +111,16 @@ async def test_a_client_that_leaves_stops_its_generation(
     assert "unforeseen" not in caplog.text
 
 
-@pytest.mark.parametrize(("path", "field"), [("/ask", "question"), ("/generate", "prompt")])
+@pytest.mark.parametrize(("path", "asked"), REQUESTS)
 async def test_a_client_that_stops_reading_and_leaves_stops_its_generation(
-    path: str, field: str, make_parts: MakeParts, until: Until
+    path: str, asked: dict[str, Any], make_parts: MakeParts, until: Until
 ) -> None:
     """When the client leaves in the middle of a piece that it did not take, the engine's request is aborted at once."""
     parts = make_parts(engine=EchoEngine(pause=0.0001))
     gone = asyncio.Event()
     async with ready(parts, until) as app:
         sent: list[Any] = []
-        body = {field: "heart " * 50, "stream": True}
-        request = asyncio.create_task(post(app, path, body, gone, sent, reads=5))
+        request = asyncio.create_task(post(app, path, asked | {"stream": True}, gone, sent, reads=5))
         await until(lambda: len(sent) > 5)
         gc.disable()  # the garbage collector would close what is left open, some time
         try:
@@ -116,6 +129,23 @@ async def test_a_client_that_stops_reading_and_leaves_stops_its_generation(
             assert (parts.engine.running, parts.engine.aborted) == (0, 1)
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize(("path", "asked"), REQUESTS[2:])
+async def test_a_client_that_leaves_before_the_first_word_stops_it(
+    path: str, asked: dict[str, Any], make_parts: MakeParts, until: Until
+) -> None:
+    """A stream that has not begun, because the engine has no word yet, ends when its client leaves."""
+    parts = make_parts(engine=EchoEngine(pause=30))
+    gone = asyncio.Event()
+    async with ready(parts, until) as app:
+        sent: list[Any] = []
+        request = asyncio.create_task(post(app, path, asked | {"stream": True}, gone, sent))
+        await until(lambda: parts.engine.running)
+        gone.set()
+        await request
+    assert (parts.engine.running, parts.engine.aborted) == (0, 1)
+    assert sent[0]["status"] == 499
 
 
 async def test_a_client_that_stays_gets_its_answer(make_parts: MakeParts, until: Until) -> None:

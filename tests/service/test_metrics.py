@@ -31,7 +31,8 @@ HEART, BOTH = "My heart and my chest hurt", "valve numb"
 SPECIALTIES = {"cardiology", "neurology", "oncology"}
 OUTCOMES = {"stop", "length", "abort", "refused", "error", "done", "failed"}
 ROUTES = {"/ask", "/route", "/generate", "/switch-adapter", "/specialties", "/healthz", "/readyz", "/metrics"}
-PATHS = ROUTES | {"/admin/specialties/reload", "/schema/{path}", "unknown"}
+OPENAI = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}"}
+PATHS = ROUTES | OPENAI | {"/admin/specialties/reload", "/schema/{path}", "unknown"}
 # What a label of HLO's own can be, with three specialties, one refusal and an engine of fakes.
 CLOSED = {
     "specialty": SPECIALTIES | {"base", "none", "all"},
@@ -172,6 +173,10 @@ def _attack(client: Client, salt: str) -> None:
         client.post(
             "/admin/specialties/reload", headers={"authorization": f"Bearer {salt}", "origin": f"http://{salt}"}
         )
+        chat = {"model": word, "messages": [{"role": "user", "content": HEART, "name": word}], "user": word}
+        client.post("/v1/chat/completions", json=chat)
+        client.post("/v1/chat/completions", json=chat | {"model": "auto"})
+        client.post("/v1/completions", json={"model": word, "prompt": word})
         client.get("/metrics", params={"name[]": salt, salt: salt}, headers={"accept": f"{salt};q={salt}"})
     for path in (f"/{salt}", f"/ask/{salt}", f"/schema/{salt}", f"/v1/models/{salt}", f"/metrics/{salt}", f"//{salt}"):
         client.get(path)

@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from hlo.contracts import EngineActivity, EngineInfo
+from hlo.contracts import EngineActivity, EngineInfo, ServerActivity
 from hlo.records import Answer, Refusal, Route, RouteStatus, Score, Timings, Usage
 from hlo.telemetry.drift import Drift
 from hlo.telemetry.families import COUNTED, STANDING
@@ -29,7 +29,7 @@ STANDS = Standing(
     encoder=("e", "f"),
     adapters={"a": make_version("a"), "idle": make_version("idle")},
     refusals=(Refusal("p", None, "Broken.", "Mend it.", "AdapterError"), Refusal("q", None, "Broken.", "Mend it.")),
-    activity=EngineActivity(2, {"a@1": 3}, {"a@1": 1}),
+    activity=EngineActivity(2, {"a@1": 3}, {"a@1": 1}, (ServerActivity("http://gpu-1:8000", True, 2, {"done": 5}, 4),)),
     drifts=(Drift("a", "examples", 0.25, 0.2),),
     questions=(("a", 40),),
 )

@@ -109,6 +109,6 @@ def _headers(file: Path) -> Iterator[tuple[str, str, list[int]]]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"`{file}` can not be read: {error}", remedy="Fetch or make the model again.") from error
     return found if isinstance(found, dict) else {}

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from hlo.contracts import EngineInfo, EngineOptions
-from hlo.errors import HLOError, Overloaded
+from hlo.errors import HLOError
 from hlo.generation.transformers_engine import checks
 from hlo.generation.transformers_engine.commands import Request
 from hlo.generation.transformers_engine.worker import Worker
@@ -21,7 +21,6 @@ class TransformersEngine:
         self._worker = worker
         self._info = info
         self._options = options
-        self._running = 0
 
     @classmethod
     async def start(cls, options: EngineOptions) -> TransformersEngine:
@@ -53,9 +52,6 @@ class TransformersEngine:
 
     async def generate(self, prompt: Prompt, sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """Stream text deltas, one a token; closing the iterator frees the request's row before the next step."""
-        limit = self._options.max_queued_requests
-        if limit is not None and self._running >= limit:
-            raise Overloaded("The engine's queue is full.", remedy="Ask again in a few seconds.")
         sampling = checks.fit(prompt, sampling, self._info.max_model_len)
         checks.check_sampling(sampling)
         loop = asyncio.get_running_loop()
@@ -66,7 +62,6 @@ class TransformersEngine:
                 loop.call_soon_threadsafe(outbox.put_nowait, piece)
 
         request = Request(prompt, sampling, send)
-        self._running += 1
         try:
             self._worker.submit(request)
             while True:
@@ -78,7 +73,6 @@ class TransformersEngine:
                     return
         finally:
             request.given_up = True
-            self._running -= 1
 
     async def score(self, prompt: Prompt) -> tuple[float, ...]:
         """Natural-log probabilities, computed in float32, of the prompt's tokens after the first."""

@@ -40,6 +40,8 @@ class Model:
             max_lora_rank=options.rank,
             kinds=options.kinds,
             reason=options.reason,
+            # Where the operator sets no limit: the KV cache of 32 rows fits a laptop.
+            max_num_seqs=options.max_num_seqs or 32,
         )
 
     def forward(

@@ -95,8 +95,8 @@ class Worker:
         from hlo.generation.transformers_engine.rounds import Rounds
 
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
-        # Where the operator sets no limit: the KV cache of 32 rows fits a laptop.
-        return Rounds(Model(self._options), max_rows=self._options.max_num_seqs or 32)
+        model = Model(self._options)
+        return Rounds(model, max_rows=model.info.max_num_seqs or 1)
 
     def _serve(self, rounds: Rounds) -> None:
         """Rounds, and between them what came in, until told to stop; then for as long as the grace lasts."""

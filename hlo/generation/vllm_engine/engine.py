@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from hlo.contracts import EngineActivity, EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
+from hlo.generation import affinity
 from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
@@ -39,8 +40,10 @@ class VllmEngine:
         self._loras: dict[str, Any] = {}
         self._known: dict[str, Any] = {}
         self._closed = False
-        self._admission = Admission(options.resident, options.turn_s, options.max_queued_requests)
+        self._admission = Admission(options.resident, options.turn_s)
         config = llm.vllm_config
+        copies = int(config.parallel_config.data_parallel_size)
+        self._running = dict.fromkeys(map(str, range(copies)), 0) if copies > 1 else {}  # by the model's copy
         self._traced = config.observability_config.otlp_traces_endpoint is not None
         self._info = EngineInfo(
             engine="vllm",
@@ -58,6 +61,7 @@ class VllmEngine:
             linear_dtype=weights.dtype,
             linear_bits=weights.bits,
             reason=options.reason,
+            max_num_seqs=config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size,
         )
 
     @classmethod
@@ -225,17 +229,22 @@ class VllmEngine:
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        number, asked = f"hlo-{next(self._requests)}", time.perf_counter()
+        number, key = f"hlo-{next(self._requests)}", prompt.adapter.engine_name if prompt.adapter else None
+        asked, copy = time.perf_counter(), None
         try:
-            async with self._admission.turn(prompt.adapter.engine_name if prompt.adapter else None):
+            async with self._admission.turn(key):
                 await self.check_health()  # while it waited for its turn, the engine may have died and been closed
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
+                if self._running:  # by themselves they would share requests out with no eye for adapters
+                    copy = affinity.choose(key, self._running)
+                    self._running[copy] += 1
                 stream = self._llm.generate(
                     rendered,
                     parameters,
                     number,
                     lora_request=self._lora(prompt.adapter),
                     trace_headers=dict(prompt.trace) if self._traced else None,
+                    data_parallel_rank=None if copy is None else int(copy),
                 )
                 async with aclosing(stream) as outputs:
                     held_s = time.perf_counter() - asked
@@ -256,6 +265,9 @@ class VllmEngine:
             if type(error).__name__ in ("QueueOverflowError", "MaxQueuedTokensError"):
                 raise Overloaded("The engine's queue is full.", remedy="Ask again in a few seconds.") from error
             raise
+        finally:
+            if copy is not None:
+                self._running[copy] -= 1
 
     async def _read_ahead(self, request: Any) -> None:
         """Have the workers read an adapter beside their work: `add_lora` would hold up all that runs meanwhile."""

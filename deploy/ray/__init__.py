@@ -1,0 +1,1 @@
+"""HLO on Ray Serve; docs/scaling.md says how."""
