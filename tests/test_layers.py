@@ -166,6 +166,6 @@ def test_import_has_no_side_effect() -> None:
 
 
 def test_durations_are_measured_with_clocks_that_nobody_sets() -> None:
-    """Nothing is reckoned from the wall clock, which jumps: it is read for the dates that OpenAI's objects carry alone."""
+    """Nothing is reckoned from the wall clock, which jumps: it is read for the dates in OpenAI's objects alone."""
     read = {place(path) for path in MODULES if "time.time(" in path.read_text(encoding="utf-8")}
     assert read == {"service/openai.py", "service/state.py"}
