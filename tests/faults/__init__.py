@@ -1,1 +1,0 @@
-"""Faults, each on a real server process."""
