@@ -50,7 +50,7 @@ Report = Callable[[str], None]
 
 
 class Runtime(Struct, frozen=True):
-    """A running HLO. Close it when done."""
+    """A running HLO. Close it when done. `failed`, where there is one, comes to hold what it can not recover from."""
 
     settings: Settings
     model: BaseModel
@@ -61,6 +61,7 @@ class Runtime(Struct, frozen=True):
     metrics: Metrics
     tracing: Tracing
     audit: Audit | None = None
+    failed: asyncio.Future[HLOError] | None = None
 
     async def close(self) -> None:
         """Stop the engine, the encoder and the hooks' threads; nothing is left behind."""
@@ -105,12 +106,13 @@ async def _assemble(
             found, hooks = await asyncio.to_thread(collect, settings, model, spans=tracing.under(span))
         report("loading the encoder")
         with spans("load encoder", {"hlo.encoder": settings.encoder}):
-            encoder = BatchingEncoder(await asyncio.to_thread(load_encoder, settings, hooks), settings.encoder_batch)
+            loaded = await asyncio.to_thread(load_encoder, settings, hooks)
+            encoder = BatchingEncoder(loaded, settings.encoder_batch, settings.encoder_timeout_s)
         report(f"starting the engine with {len(found.entries)} adapters, and embedding the routing examples")
         tokenizer = await asyncio.to_thread(load_tokenizer, model)
         specialties = [entry.specialty for entry in found.entries.values()]
         engine, (groups, unroutable, others) = await both(
-            engines.start(settings, model, found, hooks, tracing, start, begin),
+            engines.start(settings, model, found, hooks, tracing, start, begin, metrics.restarted),
             _embed_all(settings, specialties, encoder, spans),
         )
         try:
@@ -127,7 +129,9 @@ async def _assemble(
     edition.announce(metrics)
     line = Line.before(engine.info.max_num_seqs, settings.max_queued_requests)
     pipeline = Pipeline(edition, tokenizer, engine, policy(settings), metrics, tracing, audit, line)
-    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit)
+    if not settings.generates_elsewhere and begin is None:  # others look after engines on other machines
+        engine.watch(report)
+    return Runtime(settings, model, encoder, others, tokenizer, pipeline, metrics, tracing, audit, engine.given_up)
 
 
 async def assemble_router(settings: Settings) -> tuple[Router, BatchingEncoder]:
@@ -349,6 +353,7 @@ def policy(settings: Settings) -> Policy:
     return Policy(
         ambiguous=settings.ambiguous,
         answer_out_of_scope=settings.out_of_scope == "base",
+        answer_unrouted=settings.encoder_failure == "base",
         max_question_chars=settings.max_question_chars,
         capture_content=settings.capture_content,
     )

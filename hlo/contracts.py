@@ -178,7 +178,10 @@ class Engine(Protocol):
         """Return the natural-log probability of each of the prompt's tokens after the first, given those before it."""
 
     async def check_health(self) -> None:
-        """Raise `EngineDead` if nothing can be generated any more."""
+        """Raise `EngineDead` if nothing can be generated any more: the engine is then closed, and another started.
+
+        Asked before each question, and twice a second: it answers from what is known.
+        """
 
     async def close(self) -> None:
         """Stop, leaving no process behind. Safe to call twice."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from hlo.errors import SettingsError
 from hlo.generation import adapters, room
 from hlo.generation.base_model import BaseModel
 from hlo.generation.lora_kernels import configs
+from hlo.generation.supervised import Restarts, SupervisedEngine
 from hlo.plugins import Hooks
 from hlo.settings import Settings
 from hlo.telemetry.tracing import NOBODY, Span, Tracing
@@ -71,10 +73,12 @@ async def start(
     tracing: Tracing = Tracing(),  # noqa: B008 - it makes nothing
     within: Span = NOBODY,
     begin: StartEngine | None = None,
-) -> Engine:
+    count: Callable[[str], None] = lambda _: None,
+) -> SupervisedEngine:
     """Start the engine with room for every adapter at once, and for those to come. Raises `HLOError`.
 
-    `begin` starts another than the one that the settings name, which runs on other machines.
+    `begin` starts another than the one that the settings name, which runs on other machines. `count` hears the outcome
+    of each restart, of which there are none until the engine is watched.
     """
     from hlo.generation import vllm_engine
 
@@ -89,8 +93,13 @@ async def start(
         null = await asyncio.to_thread(adapters.null, model.linears, model.name, kinds, store)
         chosen = msgspec.structs.replace(chosen, null=null)
     logger.info("engine: %s", chosen.reason)
-    with tracing.span("start engine", within, {"gen_ai.request.model": model.name}) as span:
-        return await begin(msgspec.structs.replace(chosen, trace_environment=tracing.environment(span)))
+
+    async def run(what: str, caller: Span) -> Engine:
+        with tracing.span(what, caller, {"gen_ai.request.model": model.name}) as span:
+            return await begin(msgspec.structs.replace(chosen, trace_environment=tracing.environment(span)))
+
+    restarts = Restarts(settings.engine_restarts, settings.engine_restart_backoff_s, settings.engine_restart_window_s)
+    return SupervisedEngine(await run("start engine", within), partial(run, "restart engine", NOBODY), restarts, count)
 
 
 def options(settings: Settings, model: BaseModel, found: Catalog, chosen: Literal["cpu", "cuda"]) -> EngineOptions:

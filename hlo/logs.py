@@ -22,6 +22,7 @@ def configure(level: str, kind: Format) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(kind))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.raiseExceptions = False  # where a line can not be written, for the disk is full, neither can a traceback
     if level != "debug":
         for name in _NOISY:
             logging.getLogger(name).setLevel(logging.WARNING)

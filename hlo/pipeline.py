@@ -21,7 +21,7 @@ from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
 from hlo.deadline import Terms, each_in_time, in_time
 from hlo.edition import Edition
-from hlo.errors import InvalidRequest, OutOfScope
+from hlo.errors import EncoderError, InvalidRequest, OutOfScope
 from hlo.generation import prompting
 from hlo.generation.line import Line, Place
 from hlo.generation.prompting import Tokenizer
@@ -46,19 +46,22 @@ from hlo.telemetry.metrics import UNKNOWN, Metrics
 from hlo.telemetry.tracing import NOBODY, Attributes, Span, Tracing
 
 _BASE_TEMPLATE = "{{ question }}"
+_UNROUTED = Notice("hlo", "No specialist could be chosen for this question just now. The general model answers it.")
 _ANY_TERMS = Terms()
 
 
 class Policy(Struct, frozen=True):
     """What the operator decided about questions. Lengths are in characters.
 
-    `capture_content` puts the words of questions and answers into spans; without it they are nowhere.
+    `answer_unrouted` has the base model answer what the encoder failed on. `capture_content` puts the words of
+    questions and answers into spans; without it they are nowhere.
     """
 
     ambiguous: Literal["first", "base", "ask"] = "first"
     answer_out_of_scope: bool = True
     max_question_chars: int = 4000
     capture_content: bool = False
+    answer_unrouted: bool = False
 
 
 class Pipeline:
@@ -116,11 +119,14 @@ class Pipeline:
                 asks_back = route.status == "ambiguous" and self._policy.ambiguous == "ask"
                 account.label = entry.specialty.name if entry else UNKNOWN if asks_back else BASE
                 span.set_attributes({"hlo.route.status": route.status, "hlo.specialty": account.label})
+                if not asks_back:
+                    await self.engine.check_health()  # while this can still be a status, and no event of a stream
                 with self._tracing.span("prompt", span) as prompting_span:
                     prompt, sampling = (Prompt(()), Sampling()) if asks_back else self._prompt(question, entry, whole)
                     prompting_span.set_attribute("hlo.prompt.tokens", len(prompt.token_ids))
                 account.adapter, account.usage = prompt.adapter, Usage(len(prompt.token_ids), 0)
                 notices = tuple(Notice(plugin, said.notice.strip()) for plugin, said in screened if said.notice.strip())
+                notices += (_UNROUTED,) if route.status == "unrouted" else ()
                 if not asks_back:
                     place.join(account.label, len(prompt.token_ids))  # an overload is a status still
                 yield Opening(route, account.specialty, prompt.adapter, account.trace_id)
@@ -180,7 +186,8 @@ class Pipeline:
                     clock = time.perf_counter()
                     watch = spans.Work() if span.is_recording() else None
                     async with in_time(terms.deadline):
-                        routes = await edition.router.route_many(questions, watch)
+                        with self._metrics.encoding():
+                            routes = await edition.router.route_many(questions, watch)
                     took, trace = time.perf_counter() - clock, _recorded(span)
                     for one in routes:
                         self._metrics.routed(one, took, trace)
@@ -209,6 +216,7 @@ class Pipeline:
         with self._account("generate", text, terms) as account:
             with self.edition.use() as edition, self._tracing.whole("complete", caller) as span, ExitStack() as stack:
                 account.trace_id = tracing.trace_id(span)
+                await self.engine.check_health()
                 place = stack.enter_context(self.line.enter(terms.key))
                 if not text:
                     raise InvalidRequest(
@@ -302,7 +310,15 @@ class Pipeline:
         with self._tracing.span("route", within) as span:
             clock = time.perf_counter()
             watch = spans.Work() if span.is_recording() else None
-            route = await edition.router.route(question.text, [turn.question for turn in question.turns], watch)
+            earlier = [turn.question for turn in question.turns]
+            try:
+                with self._metrics.encoding():
+                    route = await edition.router.route(question.text, earlier, watch)
+            except EncoderError as error:
+                if not self._policy.answer_unrouted:
+                    raise
+                tracing.mark(span, error)
+                return Route("unrouted", None)
             took = time.perf_counter() - clock
             self._metrics.routed(route, took, _recorded(span), later=bool(question.turns))
             if watch is not None:

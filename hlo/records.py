@@ -13,7 +13,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-RouteStatus = Literal["routed", "ambiguous", "out_of_scope"]
+RouteStatus = Literal["routed", "ambiguous", "out_of_scope", "unrouted"]
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -173,11 +173,11 @@ class Score(Struct, frozen=True):
 class Route(Struct, frozen=True):
     """The router's decision with the scores of the nearest specialties, best first.
 
-    `specialty` is None only when the question is out of scope, or was pinned to the base model. `margin` is the lead
-    of the best score over the second (the best score itself where there is no second). `out_of_scope` is the
-    probability that no specialty fits; it and the scores' probabilities sum to 1. `candidates` are the specialties
-    between which an ambiguous question lies. A pinned route was asked for by name, and nothing was scored: `pinned_by`
-    is `request`, or the name of the plugin whose `hlo_question` asked for it.
+    `specialty` is None only when the question is out of scope, was pinned to the base model, or is `unrouted`: the
+    encoder failed. `margin` is the lead of the best score over the second (the best score itself where there is no
+    second). `out_of_scope` is the probability that no specialty fits; it and the scores' probabilities sum to 1.
+    `candidates` are the specialties between which an ambiguous question lies. A pinned route was asked for by name, and
+    nothing was scored: `pinned_by` is `request`, or the name of the plugin whose `hlo_question` asked for it.
     """
 
     status: RouteStatus

@@ -12,7 +12,7 @@ from hlo import assemble, catalog, plugins
 from hlo.assemble import Runtime
 from hlo.catalog import Catalog, Entry
 from hlo.edition import Edition
-from hlo.errors import AdapterError, CalibrationError, HLOError
+from hlo.errors import AdapterError, HLOError
 from hlo.plugins.calls import HookCalls
 from hlo.records import AdapterVersion, Refusal
 from hlo.routing import bank
@@ -91,35 +91,42 @@ class Reloader:
         here = {point.name for point in await asyncio.to_thread(plugins.installed)} - set(found.off)
         served = {name: entry for name, entry in old.catalog.entries.items() if _stays(entry, found, here)}
         served |= {name: entry for name, entry in found.entries.items() if not self._is_new(entry)}
-        pending = [name for name, entry in found.entries.items() if self._is_new(entry)]
         refusals = list(found.refusals)
-        while True:
-            room = max(runtime.pipeline.engine.info.max_adapters - len(_versions(runtime.pipeline.catalog)), 0)
-            for name in pending[:room]:
-                entry = found.entries[name]
-                error = await assemble.load(entry, runtime.pipeline.engine, runtime.tokenizer, runtime.metrics, spans)
-                if error is None:
-                    served[name] = entry
-                else:
-                    refusals.append(catalog.refusal(entry.plugin, name, error))
-            pending = pending[room:]
-            before = runtime.pipeline.edition
-            now = Catalog(dict(sorted(served.items())), tuple(refusals), found.off)
-            own = _groups(now, found, groups, old)
+        for entry in served.values():  # those that an engine lost when it died and was started again
             try:
+                await runtime.pipeline.engine.load(entry.adapter)
+            except AdapterError as lost:
+                refusals.append(catalog.refusal(entry.plugin, entry.specialty.name, lost))
+        pending = [name for name, entry in found.entries.items() if self._is_new(entry)]
+        try:
+            while True:
+                room = max(runtime.pipeline.engine.info.max_adapters - len(_versions(runtime.pipeline.catalog)), 0)
+                for name in pending[:room]:
+                    entry = found.entries[name]
+                    error = await assemble.load(
+                        entry, runtime.pipeline.engine, runtime.tokenizer, runtime.metrics, spans
+                    )
+                    if error is None:
+                        served[name] = entry
+                    else:
+                        refusals.append(catalog.refusal(entry.plugin, name, error))
+                pending = pending[room:]
+                before = runtime.pipeline.edition
+                now = Catalog(dict(sorted(served.items())), tuple(refusals), found.off)
+                own = _groups(now, found, groups, old)
                 # Compares the whole background with the specialties: not on the event loop either.
                 runtime.pipeline.edition = await asyncio.to_thread(
                     assemble.make_edition, settings, now, runtime.encoder, own, runtime.background, calls
                 )
-            except CalibrationError:  # all is served as before, so what was loaded for nothing leaves again
-                await self._retire(now, calls)
-                raise
-            if not pending:
-                break
-            await self._leave(before)
-            if len(_versions(now)) >= runtime.pipeline.engine.info.max_adapters:
-                refusals += [_no_room(found.entries[name]) for name in pending]
-                pending = []
+                if not pending:
+                    break
+                await self._leave(before)
+                if len(_versions(now)) >= runtime.pipeline.engine.info.max_adapters:
+                    refusals += [_no_room(found.entries[name]) for name in pending]
+                    pending = []
+        except BaseException:  # all is served as before, so what was loaded for nothing leaves again
+            await self._retire(Catalog(served, ()), calls)
+            raise
         self._leaving = asyncio.create_task(self._leave(before))
         runtime.pipeline.edition.announce(runtime.metrics)
         return _difference(old.catalog, runtime.pipeline.catalog, refusals)

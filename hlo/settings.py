@@ -121,6 +121,15 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(
         default=512, ge=1, description="Requests that may wait for the engine; others get 503 at once."
     )
+    engine_restarts: int = Field(
+        default=5, ge=0, description="Attempts to start an engine that died, before the server stops; 0: it stops."
+    )
+    engine_restart_backoff_s: float = Field(
+        default=1.0, ge=0, description="Seconds before the first attempt; each waits twice as long as the one before."
+    )
+    engine_restart_window_s: float = Field(
+        default=600.0, gt=0, description="Seconds that an engine has to run before attempts are counted anew."
+    )
     lora_kernels: Literal["hlo", "engine"] = Field(
         default="hlo", description="Whose kernels compute adapters on a GPU: HLO's own, or the engine's."
     )
@@ -155,6 +164,11 @@ class Settings(BaseSettings):
     encoder_threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the encoder; default: one for each core, 4 at most."
     )
+    encoder_timeout_s: float = Field(default=10.0, gt=0, description="Seconds that a question waits for the encoder.")
+    encoder_failure: Literal["refuse", "base"] = Field(
+        default="refuse",
+        description="When the encoder fails, refuse questions, or answer them with the base model and a notice.",
+    )
     background: bool = Field(
         default=True, description="Compare questions with what no specialty answers, too, to know them as out of scope."
     )
@@ -182,6 +196,12 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
     max_body_bytes: int = Field(default=1 << 20, ge=1024, description="Largest request body.")
+    receive_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds in which a request's head, and then its body, have to arrive."
+    )
+    send_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds after which a client that takes nothing of its answer is cut off."
+    )
     max_question_chars: int = Field(default=4000, ge=1, description="Longest question, in characters.")
     max_batch_questions: int = Field(default=256, ge=1, description="Most questions in one `/route` request.")
     keys_file: Path = Field(

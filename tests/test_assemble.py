@@ -276,6 +276,7 @@ async def test_the_effect_is_shown_on_a_question_of_the_specialtys_own() -> None
         ({}, Policy("first", True, 4000)),
         ({"ambiguous": "base"}, Policy("base", True, 4000)),
         ({"ambiguous": "ask"}, Policy("ask", True, 4000)),
+        ({"encoder_failure": "base"}, Policy(answer_unrouted=True)),
         ({"out_of_scope": "refuse", "max_question_chars": 7}, Policy("first", False, 7)),
     ],
 )

@@ -639,3 +639,39 @@ async def test_tokens_of_the_prefix_cache_are_counted_by_specialty(make_parts: M
     assert 'hlo_cached_tokens_total{specialty="cardiology"} 14.0' in parts.metrics.render().decode()
     assert 'hlo_queue_seconds_sum{specialty="cardiology"} 0.5' in parts.metrics.render().decode()
     assert parts.pipeline.uses == {"cardiology": 2}
+
+
+async def test_without_the_encoder_questions_are_refused(make_parts: MakeParts) -> None:
+    """When the encoder fails, a question is refused, a pinned one is answered, and all are when it is well again."""
+    encoder = Broken()
+    parts = make_parts(encoder=encoder)
+    encoder.broken = True
+    with pytest.raises(EncoderError):
+        await ask(parts, "heart chest pain")
+    assert (await ask(parts, Question("heart chest pain", "cardiology"))).specialty == "cardiology"
+    with pytest.raises(EncoderError):
+        await parts.pipeline.route(["heart"])
+    assert "hlo_encoder_errors_total 2.0" in parts.metrics.render().decode()
+    encoder.broken = False
+    assert (await ask(parts, "heart chest pain")).specialty == "cardiology"
+
+
+@pytest.mark.parametrize("out_of_scope", [True, False])
+async def test_without_the_encoder_the_base_model_can_answer(make_parts: MakeParts, out_of_scope: bool) -> None:
+    """With HLO_ENCODER_FAILURE=base, the base model answers and says so, even where it refuses what is out of scope."""
+    encoder = Broken()
+    parts = make_parts(encoder=encoder, policy=Policy(answer_unrouted=True, answer_out_of_scope=out_of_scope))
+    encoder.broken = True
+    answer = await ask(parts, "heart chest pain")
+    assert (answer.route, answer.specialty, answer.adapter) == (Route("unrouted", None), None, None)
+    assert [notice.plugin for notice in answer.notices] == ["hlo"]
+    assert answer.text.startswith(f"{answer.notices[0].text}\n\nbase:")
+    told = parts.metrics.render().decode()
+    assert 'hlo_questions_total{outcome="stop",route="unrouted",specialty="base"} 1.0' in told
+
+
+async def test_a_question_for_a_dead_engine_is_refused_before_anything_is_said(parts: Parts) -> None:
+    """Where nothing can be generated, not even the route comes: a stream has not begun then, and has a status."""
+    await parts.engine.close()
+    with pytest.raises(EngineDead):
+        await anext(parts.pipeline.ask(Question("heart chest pain")))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from docs import reliability
+from hlo.service import problems
+from hlo.settings import Settings
 from tests.figures import Figure
 
 
@@ -48,3 +51,14 @@ def test_a_malformed_figure_is_refused() -> None:
     """A topic that the page does not have is an error, not a figure that is left out."""
     with pytest.raises(msgspec.ValidationError, match="topic"):
         reliability.read('{"topic": "speed", "what": "x", "value": 1, "outcome": "", "test": "t"}')
+
+
+def test_the_page_names_what_there_is() -> None:
+    """The settings that the page speaks of exist, and so do the problems."""
+    page = reliability.FILE.read_text(encoding="utf-8").partition(reliability.BEGIN)[0]
+    named = set(re.findall(r"`HLO_([A-Z_]+)`", page))
+    assert {name.lower() for name in named} <= set(Settings.model_fields)
+    told = Path(problems.__file__).read_text(encoding="utf-8")
+    slugs = set(re.findall(r"\d{3} `([a-z-]+)`", page))
+    assert len(slugs) > 4
+    assert all(f'"{slug}"' in told for slug in slugs)

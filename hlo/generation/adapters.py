@@ -170,6 +170,15 @@ def content_hash(folder: Path) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def check_copy(version: AdapterVersion) -> None:
+    """Raise `AdapterError` unless the kept copy of an adapter is still what was checked."""
+    if not _intact(version.path, version.sha256):
+        raise AdapterError(
+            f"The checked copy of `{version.name}` in `{version.path}` is gone or was changed.",
+            remedy=f"Reload the specialties: that copies it anew from `{version.source}`.",
+        )
+
+
 def _package(name: str) -> Path:
     """The folder of an installed package."""
     try:

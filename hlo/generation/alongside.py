@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 from hlo.contracts import Engine
 
+E = TypeVar("E", bound=Engine)
 T = TypeVar("T")
 
 
-async def both(starting: Coroutine[Any, Any, Engine], other: Coroutine[Any, Any, T]) -> tuple[Engine, T]:
+async def both(starting: Coroutine[Any, Any, E], other: Coroutine[Any, Any, T]) -> tuple[E, T]:
     """Do both at once; when one fails, no engine stays behind."""
     engine, result = asyncio.create_task(starting), asyncio.create_task(other)
     try:

@@ -33,9 +33,10 @@ def remember(uses: Mapping[str, int], store: Path) -> None:
     counted = {name: known.get(name, 0.0) / 2 + uses.get(name, 0) for name in sorted(known.keys() | uses.keys())}
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=store, delete=False) as file:
-            file.write(msgspec.json.encode(counted))
-        os.replace(file.name, store / _FILE)
+        with tempfile.TemporaryDirectory(dir=store, prefix=".incoming-") as incoming:
+            made = Path(incoming, _FILE)
+            made.write_bytes(msgspec.json.encode(counted))
+            os.replace(made, store / _FILE)
     except OSError as error:
         logger.warning("the uses of adapters can not be kept in %s: %s", store, error.strerror or error)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from hlo.plugins.hooks import Hook, Hooks
 from hlo.records import Answer, Question, Screening
+from hlo.threads import DaemonThread
 
 logger = logging.getLogger("hlo")
 
@@ -30,9 +29,9 @@ class HookCalls:
     def __init__(self, hooks: Hooks, timeout_s: float, count_error: CountError) -> None:
         self._timeout_s = timeout_s
         self._count_error = count_error
-        self._questions = tuple((hook, _Thread(f"hlo-question-{hook.plugin}")) for hook in hooks.question)
+        self._questions = tuple((hook, DaemonThread(f"hlo-question-{hook.plugin}")) for hook in hooks.question)
         self._answers = hooks.answer
-        self._observing = _Thread("hlo-answer", _MOST_WAITING) if hooks.answer else None
+        self._observing = DaemonThread("hlo-answer", _MOST_WAITING) if hooks.answer else None
 
     @property
     def screens(self) -> bool:
@@ -76,7 +75,7 @@ class HookCalls:
         if self._observing is not None:
             self._observing.stop(grace_s)
 
-    async def _ask(self, hook: Hook, thread: _Thread, question: Question, missed: CountError | None) -> Any:
+    async def _ask(self, hook: Hook, thread: DaemonThread, question: Question, missed: CountError | None) -> Any:
         try:
             if thread.busy_s() > self._timeout_s:  # hanging in an earlier question: this one need not wait for it too
                 raise TimeoutError
@@ -98,65 +97,3 @@ class HookCalls:
         # The kind alone: the text of a stranger's error may repeat the question.
         logger.error("%s of the plugin %s failed: %s", hook, plugin, kind)
         self._count_error(plugin, hook)
-
-
-class _Thread:
-    """A daemon thread that does one thing after the other."""
-
-    def __init__(self, name: str, most_waiting: int = 0) -> None:
-        self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(most_waiting)
-        self._busy_since: float | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def busy_s(self) -> float:
-        """How long it has been at what it does now, in seconds; 0 when it waits."""
-        since = self._busy_since
-        return time.monotonic() - since if since is not None else 0.0
-
-    def put(self, work: Callable[[], None]) -> None:
-        """Do `work` later. Raises `queue.Full`."""
-        self._work.put_nowait(work)
-
-    async def call(self, function: Callable[[], Any]) -> Any:
-        """Do `function` and return what it returns, or raise what it raises."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Any] = loop.create_future()
-
-        def tell(result: Any, error: BaseException | None) -> None:
-            if done.done():  # given up by then
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)
-
-        def work() -> None:
-            if done.cancelled():
-                return
-            result, failed = None, None
-            try:
-                result = function()
-            except BaseException as error:  # also SystemExit: it must reach who waits, not end this thread
-                plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
-                failed = error if plain else RuntimeError(type(error).__name__)
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(tell, result, failed)
-
-        self.put(work)
-        return await done
-
-    def stop(self, grace_s: float) -> None:
-        """Take no more work; wait `grace_s` seconds at most for what is waiting."""
-        deadline = time.monotonic() + grace_s
-        try:
-            self._work.put(None, timeout=max(grace_s, 0.01))
-        except queue.Full:
-            return
-        self._thread.join(max(deadline - time.monotonic(), 0))
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            self._busy_since = time.monotonic()
-            work()
-            self._busy_since = None

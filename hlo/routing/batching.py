@@ -6,10 +6,11 @@ An idle encoder starts at once; what arrives while it is busy goes into its next
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,12 +18,17 @@ from msgspec import Struct
 
 from hlo.contracts import Encoder
 from hlo.errors import EncoderError, HLOError
+from hlo.threads import DaemonThread
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+logger = logging.getLogger("hlo")
+
+_CLOSING_S = 5.0  # for a batch that is being encoded when the server stops
 
 Watch = Callable[[int, int, int, int], None]
 """Hears, in the worker thread, when a batch began, was encoded and was done (`time.time_ns`), and its questions."""
@@ -36,13 +42,18 @@ class _Job(Struct, frozen=True, eq=False):
 
 
 class BatchingEncoder:
-    """An encoder for coroutines: one worker thread, `max_batch` questions at a time (more only if one job has more)."""
+    """An encoder for coroutines: one worker thread, `max_batch` questions at a time (more only if one job has more).
 
-    def __init__(self, encoder: Encoder, max_batch: int) -> None:
+    Nobody waits longer than `timeout_s`, and nobody at all while the encoder hangs in a batch for longer than that.
+    """
+
+    def __init__(self, encoder: Encoder, max_batch: int, timeout_s: float = 60.0) -> None:
         self.encoder = encoder
         self._max_batch = max_batch
+        self._timeout_s = timeout_s
         self._jobs: deque[_Job] = deque()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hlo-encoder")
+        self._worker = DaemonThread("hlo-encoder")
+        self._closed = False
         self._drain: asyncio.Task[None] | None = None
 
     async def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
@@ -68,29 +79,45 @@ class BatchingEncoder:
         return _Blocking(self, asyncio.get_running_loop(), self._max_batch)
 
     def close(self) -> None:
-        """Stop the worker thread once its batch is done."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """Stop the worker thread once its batch is done; one that hangs is left."""
+        self._closed = True
+        self._worker.stop(_CLOSING_S)
 
     @staticmethod
     def _future() -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
 
     async def _do(self, job: _Job) -> Any:
+        if self._closed:
+            raise EncoderError("The encoder was closed.", remedy="The server is stopping; ask another.")
+        if self._worker.busy_s() > self._timeout_s:
+            raise self._too_slow()
         self._jobs.append(job)
         if self._drain is None or self._drain.done():
             self._drain = asyncio.create_task(self._run())
-        return await job.done
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await job.done
+        except TimeoutError:
+            logger.error("%s", error := self._too_slow())
+            raise error from None
+
+    def _too_slow(self) -> EncoderError:
+        return EncoderError(
+            f"The encoder has not answered for {self._timeout_s:g} seconds.",
+            remedy="Ask again later; HLO_ENCODER_TIMEOUT_S says how long to wait for it.",
+        )
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while batch := self._take():
+        while not self._closed and (batch := self._take()):
             try:
-                results = await loop.run_in_executor(self._worker, self._work, batch)
+                results = await self._worker.call(partial(self._work, batch))
             except asyncio.CancelledError:
                 for job in batch:
                     job.done.cancel()
                 raise
             except Exception as error:  # told to each who waits; the next batch may fare better
+                logger.error("%s", _as_ours(error))
                 for job in batch:
                     if not job.done.done():
                         job.done.set_exception(_as_ours(error))
@@ -98,12 +125,14 @@ class BatchingEncoder:
             for job, result in zip(batch, results, strict=True):
                 if not job.done.done():
                     job.done.set_result(result)
+        for job in self._jobs:  # none, unless it was closed meanwhile
+            job.done.cancel()
 
     def _work(self, batch: Sequence[_Job]) -> list[Any]:
         """The results of a batch of jobs; those with the same `then` share one call of it."""
-        began = time.time_ns()
+        began, clock = time.time_ns(), time.perf_counter_ns()
         vectors = self.encoder.encode([question for job in batch for question in job.questions])
-        encoded = time.time_ns()
+        encoded = began + time.perf_counter_ns() - clock  # whatever becomes of the wall clock meanwhile
         ends = list(accumulate(len(job.questions) for job in batch))
         rows = [range(end - len(job.questions), end) for job, end in zip(batch, ends, strict=True)]
         results: list[Any] = [vectors[one.start : one.stop] for one in rows]
@@ -112,7 +141,7 @@ class BatchingEncoder:
             found = iter(then(vectors[[row for number in alike for row in rows[number]]]))
             for number in alike:
                 results[number] = tuple(islice(found, len(rows[number])))
-        scored = time.time_ns()
+        scored = began + time.perf_counter_ns() - clock
         for job in batch:
             if job.watch is not None:
                 job.watch(began, encoded, scored, len(vectors))

@@ -63,9 +63,10 @@ class CachedEncoder:
         """Keep them, whole or not at all; where that can not be, the next start takes longer."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, name = tempfile.mkstemp(dir=self._folder, suffix=".incoming")
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, vectors)
-            os.replace(name, path)
+            with tempfile.TemporaryDirectory(dir=self._folder, suffix=".incoming") as incoming:
+                made = Path(incoming, path.name)
+                with made.open("wb") as file:
+                    np.save(file, vectors)
+                os.replace(made, path)
         except OSError as error:
             logger.warning("embeddings can not be kept in %s: %s", self._folder, error)

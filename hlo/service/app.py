@@ -12,9 +12,11 @@ import hlo
 from hlo.errors import HLOError
 from hlo.service import console, openai, problems
 from hlo.service.access import OPEN, Access
+from hlo.service.arriving import Arriving
 from hlo.service.cards import card
 from hlo.service.routes import HANDLERS
 from hlo.service.state import Service
+from hlo.service.stopping import Stopping
 from hlo.service.traced import Traced
 
 
@@ -29,7 +31,12 @@ def create_app(service: Service) -> Litestar:
         route_handlers=[*HANDLERS, card, *console.HANDLERS, *openai.HANDLERS],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
-        middleware=[Access(service.keys, service.metrics), Traced(service)],
+        middleware=[
+            Stopping(),
+            Access(service.keys, service.metrics),
+            Traced(service),
+            Arriving(service.settings.receive_timeout_s),
+        ],
         exception_handlers={
             HLOError: problems.from_hlo,
             HTTPException: problems.from_http,

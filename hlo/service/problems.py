@@ -79,7 +79,7 @@ _TABLE: tuple[tuple[type[HLOError], int, str, str], ...] = (
 )
 _REPEATED = re.compile(r"Invalid (enum )?value '")  # msgspec repeats such a value, which may be a patient's words
 _NO_BODY = "'data'"  # what Litestar says of a missing body: a KeyError's text
-_RETRY_AFTER_S: dict[type[HLOError], int] = {NotReady: 5, Overloaded: 2}
+_RETRY_AFTER_S: dict[type[HLOError], int] = {NotReady: 5, Overloaded: 2, EngineDead: 10, EncoderError: 5}
 
 
 def problem(error: HLOError) -> Problem:
@@ -117,13 +117,16 @@ def from_http(request: Request[Any, Any, Any], error: HTTPException) -> Response
     elif error.status_code == 413:
         detail = "The request's body is larger than this server takes."
         remedy = "Shorten it, or raise HLO_MAX_BODY_BYTES."
+    elif error.status_code == 408:
+        remedy = "Send it whole; HLO_RECEIVE_TIMEOUT_S says how long it may take."
     elif error.status_code == 400:
         field = "$"
     if _REPEATED.match(detail):
         detail = "The value is none of those that this field may have."
     if detail == _NO_BODY:
         detail = "The request has no body; a JSON object was wanted."
-    slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+    slug = {400: "invalid-request", 404: "not-found", 405: "method-not-allowed"}
+    slug |= {408: "request-too-slow", 413: "body-too-large"}
     found = Problem(
         type=f"urn:hlo:problem:{slug.get(error.status_code, 'http')}",
         title=slug.get(error.status_code, "error").replace("-", " ").capitalize(),

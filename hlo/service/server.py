@@ -16,6 +16,7 @@ from hlo.assemble import Report, Runtime
 from hlo.errors import HLOError, SettingsError
 from hlo.service.access import is_loopback
 from hlo.service.app import create_app
+from hlo.service.connection import protocol
 from hlo.service.state import Service, Start
 from hlo.settings import Settings
 from hlo.telemetry.metrics import Metrics
@@ -77,6 +78,7 @@ async def serve(settings: Settings, start: Start) -> None:
         access_log=False,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
         server_header=False,
+        http=protocol(settings.receive_timeout_s, settings.send_timeout_s),
     )
     server = uvicorn.Server(config)
 

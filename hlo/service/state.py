@@ -123,6 +123,8 @@ class Service:
         try:
             self._runtime = await self._start(self.settings, self.metrics, report)
             report("ready")
+            if self._runtime.failed is not None:
+                raise await asyncio.shield(self._runtime.failed)
         except HLOError as error:
             self.failure, self.stage = error, "failed"
             self.stopped.set()

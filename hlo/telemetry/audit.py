@@ -7,11 +7,12 @@ Secure Logs on Untrusted Machines", USENIX Security 1998). The question is a key
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -118,16 +119,21 @@ class Audit:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = _locked(path)
+            try:
+                return cls(path, keys, file, _last(path, keys), max_bytes)
+            except BaseException:
+                file.close()
+                raise
+        except BlockingIOError as error:
+            raise SettingsError(
+                f"HLO_AUDIT_LOG: another server writes to `{path}`.",
+                remedy="Give each server a log of its own, or stop the other one.",
+            ) from error
         except OSError as error:
             raise SettingsError(
                 f"HLO_AUDIT_LOG: `{path}` can not be written: {error.strerror}.",
-                remedy="Let the server's user write there, and no other server.",
+                remedy="Let the server's user write there, and make room where the disk is full.",
             ) from error
-        try:
-            return cls(path, keys, file, _last(path, keys), max_bytes)
-        except BaseException:
-            file.close()
-            raise
 
     @property
     def head(self) -> Head:
@@ -167,12 +173,15 @@ class Audit:
             previous=self._head.mac,
         )
         line = self._keys.sealed(record)
+        head = Head(record.number, line.rpartition(_MAC)[2].removesuffix(_MAC_END).decode())
         try:
             if self._file.tell() >= self._max_bytes:
                 self._rotate()
-            self._file.write(line + b"\n")
-            self._head = Head(record.number, line.rpartition(_MAC)[2].removesuffix(_MAC_END).decode())
-            _replace(head_path(self._path), self._keys.head(self._head))
+            with _whole_or_not_at_all(self._file):
+                if (written := self._file.write(line + b"\n")) <= len(line):  # a full disk takes a part, and says so
+                    raise OSError(errno.ENOSPC, f"only {written} of {len(line) + 1} bytes could be written")
+                _replace(head_path(self._path), self._keys.head(head))
+            self._head = head
         except OSError as error:
             raise AuditError(
                 f"The answer could not be recorded in the audit log: {error.strerror}.",
@@ -188,9 +197,15 @@ class Audit:
     def _rotate(self) -> None:
         first = next(_numbers(self._path, self._keys), self._head.number)
         os.fsync(self._file.fileno())
+        away = self._path.with_suffix(f".{first:012}{self._path.suffix}")
+        self._path.rename(away)
+        try:
+            fresh = _locked(self._path)
+        except OSError:
+            away.rename(self._path)
+            raise
         self._file.close()
-        self._path.rename(self._path.with_suffix(f".{first:012}{self._path.suffix}"))
-        self._file = _locked(self._path)
+        self._file = fresh
 
 
 def files(path: Path) -> list[Path]:
@@ -219,6 +234,19 @@ def _locked(path: Path) -> BinaryIO:
         raise
     file.seek(0, os.SEEK_END)
     return file
+
+
+@contextmanager
+def _whole_or_not_at_all(file: BinaryIO) -> Iterator[None]:
+    """Take back what was appended inside the block when that fails: an answer that is not given was not recorded."""
+    size = file.tell()
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):  # a pipe or a device can not take back
+            file.truncate(size)
+            file.seek(size)
+        raise
 
 
 def _last(path: Path, keys: Keys) -> Head:

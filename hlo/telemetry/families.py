@@ -106,7 +106,9 @@ COUNTED = (
     ),
     Family("hlo_adapter_loads", "counter", "Adapters given to the engine.", ("specialty", "outcome")),
     Family("hlo_hook_errors", "counter", "Calls of plugins' hooks that failed and were left out.", ("plugin", "hook")),
+    Family("hlo_encoder_errors", "counter", "Requests for whose questions the encoder failed."),
     Family("hlo_reloads", "counter", "Reloads of the specialties.", ("outcome",)),
+    Family("hlo_engine_restarts", "counter", "Starts of another engine after one that died.", ("outcome",)),
     Family(
         "hlo_key_requests",
         "counter",

@@ -9,6 +9,7 @@ import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition
 from prometheus_client.registry import Collector
 
+from hlo.errors import EncoderError
 from hlo.records import Answer, Route, Usage
 from hlo.telemetry.drift import Drifts
 from hlo.telemetry.families import COUNTED, Family
@@ -42,8 +44,11 @@ class Metrics:
         self._loads = made["hlo_adapter_loads"]
         self._hook_errors = made["hlo_hook_errors"]
         self._reloads = made["hlo_reloads"]
+        self._encoder_errors = made["hlo_encoder_errors"]
+        self._restarts = made["hlo_engine_restarts"]
         for outcome in ("done", "failed"):  # from the start, so that the first failure is an increase
             self._reloads.labels(outcome)
+            self._restarts.labels(outcome)
         self._specialties: dict[str, _OfSpecialty] = {}
         self._standing = StandingMetrics()
         self._registry.register(self._standing)
@@ -113,6 +118,19 @@ class Metrics:
     def keyed(self, key: str, outcome: str) -> None:
         """Count a key's request. `outcome`: `served`, `limited` or `forbidden`; `key` is its id."""
         self._child("hlo_key_requests", key, outcome).inc()
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Count a request for whose questions the encoder fails inside the block."""
+        try:
+            yield
+        except EncoderError:
+            self._encoder_errors.inc()
+            raise
+
+    def restarted(self, outcome: str) -> None:
+        """Count a start of another engine. `outcome`: `done` or `failed`."""
+        self._restarts.labels(outcome).inc()
 
     def responded(self, path: str, status: int) -> None:
         """Count an HTTP response; `path` is the route's own, never the client's."""

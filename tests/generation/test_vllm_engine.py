@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 from hlo.contracts import EngineOptions
 from hlo.errors import SettingsError
 from hlo.generation.vllm_engine import VllmEngine
+from hlo.generation.vllm_engine.engine import _since_asked
 from hlo.generation.vllm_engine.starting import environment, spans
 
 OPTIONS = EngineOptions(Path("model"), "model", "cuda", "auto", "none", slots=2, rank=8, kinds=("q_proj",))
@@ -81,3 +83,12 @@ def test_vllm_is_asked_for_spans_that_it_can_make(
 ) -> None:
     """vLLM gets the endpoint where there is one, unless it keeps no statistics: it would die of the first span then."""
     assert spans(msgspec.structs.replace(OPTIONS, trace_environment=given, arguments=arguments)) == expected
+
+
+def test_no_time_is_of_the_wall_clock() -> None:
+    """A request's times are right though the wall clock was set meanwhile; what vLLM did not note is not told."""
+    noted = SimpleNamespace(arrival_time=1.8e9, first_token_latency=-86400.0, queued_ts=50.0, scheduled_ts=50.5)
+    noted.first_token_ts = 0.0
+    assert _since_asked(noted, "scheduled_ts", 0.25) == 0.75
+    assert _since_asked(noted, "first_token_ts", 0.25) is None
+    assert _since_asked(None, "scheduled_ts", 0.25) is None

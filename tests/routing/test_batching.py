@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
@@ -220,3 +221,38 @@ async def test_what_follows_the_encoding_is_done_once_for_a_batch_and_off_the_lo
     np.testing.assert_array_equal(vectors, HashingEncoder().encode(words[:2]))
     assert [rows for rows, _ in calls] == [3]
     assert {thread for _, thread in calls} == encoder.threads
+
+
+async def test_nobody_waits_for_an_encoder_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    """A question gives up after the time-out, and while the encoder still hangs none waits; then it is as before."""
+    gated = Gated()
+    batching = BatchingEncoder(gated, 4, timeout_s=0.2)
+    with pytest.raises(EncoderError, match=r"not answered for 0\.2 seconds") as caught:
+        await batching.encode(["first"])
+    assert "HLO_ENCODER_TIMEOUT_S" in caught.value.remedy
+    assert "not answered" in caplog.text
+    for _ in range(20):  # more than could be waited for, one after the other, before this test gives up
+        with pytest.raises(EncoderError):
+            await asyncio.wait_for(batching.encode(["later"]), timeout=0.1)
+    gated.gate.release(2)
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(EncoderError):
+                found = await batching.encode(["heart"])
+                break
+    np.testing.assert_array_equal(found, HashingEncoder().encode(["heart"]))
+    assert gated.batches == [["first"], ["heart"]]
+    batching.close()
+
+
+async def test_a_hanging_encoder_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing leaves an encoder that hangs to itself, in a thread that does not keep the process."""
+    monkeypatch.setattr("hlo.routing.batching._CLOSING_S", 0.05)
+    gated = Gated()
+    batching = BatchingEncoder(gated, 4, timeout_s=0.05)
+    with pytest.raises(EncoderError):
+        await batching.encode(["first"])
+    batching.close()
+    with pytest.raises(EncoderError, match="closed"):
+        await batching.encode(["later"])
+    gated.gate.release()

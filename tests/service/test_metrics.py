@@ -37,7 +37,7 @@ PATHS = ROUTES | OPENAI | CONSOLE | {"/admin/specialties/reload", "/schema/{path
 # What a label of HLO's own can be, with three specialties, one refusal and an engine of fakes.
 CLOSED = {
     "specialty": SPECIALTIES | {"base", "none", "all"},
-    "route": {"routed", "ambiguous", "out_of_scope", "none"},
+    "route": {"routed", "ambiguous", "out_of_scope", "unrouted", "none"},
     "outcome": OUTCOMES,
     "direction": {"in", "out"},
     "state": {"served", "refused"},

@@ -406,7 +406,7 @@ def test_a_failing_engine_is_a_servers_error(
     assert response.status_code == status
     told = response.json()["error"]
     assert (told["type"], told["code"]) == ("server_error", slug)
-    assert (response.headers.get("retry-after") is not None) == (slug == "overloaded")
+    assert (response.headers.get("retry-after") is not None) == (slug in ("overloaded", "engine-dead"))
     client = serve(make_parts(engine=Failing(error, after=2)))
     response = client.post(path, json=body | {"stream": stream})
     if stream:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,7 +176,7 @@ def test_a_crash_in_the_middle_of_a_line_costs_that_line(path: Path) -> None:
 def test_one_server_has_a_log(path: Path) -> None:
     """A second server that is to write to the same log is refused, and so is one with another key."""
     log = Audit.open(path, SECRET, 1 << 20)
-    with pytest.raises(SettingsError, match="HLO_AUDIT_LOG"):
+    with pytest.raises(SettingsError, match="another server writes to"):
         Audit.open(path, SECRET, 1 << 20)
     log.close()
     with pytest.raises(SettingsError, match="another HLO_AUDIT_KEY"):
@@ -196,3 +197,74 @@ def test_a_full_disk_is_an_error() -> None:
         log = Audit(Path("/dev/full"), Keys(SECRET), full, Head(), 1 << 20)
         with pytest.raises(AuditError, match="could not be recorded"):
             record(log)
+
+
+@pytest.fixture
+def disk(path: Path) -> Iterator[Callable[[int | None], None]]:
+    """Let files grow to a size and no further, as a full disk does (None: as far as they like)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+
+    yield limit
+    limit(None)
+
+
+@pytest.mark.parametrize("room", [0, 1, 300])
+def test_a_disk_that_is_full_takes_no_half_of_a_record(
+    path: Path, disk: Callable[[int | None], None], room: int
+) -> None:
+    """What does not fit is not recorded at all, and when there is room again the log goes on as if nothing had been."""
+    log = Audit.open(path, SECRET, 1 << 20)
+    before = path.read_bytes()
+    disk(len(before) + room)
+    for _ in range(2):
+        with pytest.raises(AuditError, match="could not be recorded"):
+            record(log)
+        assert path.read_bytes() == before
+    disk(None)
+    record(log)
+    log.close()
+    assert (check(path, SECRET).last.number, faults(path)) == (7, [])
+
+
+def test_a_record_whose_head_can_not_be_kept_is_taken_back(path: Path) -> None:
+    """Log and head never tell different things: an answer that was not given is in neither."""
+    log = Audit.open(path, SECRET, 1 << 20)
+    blocked = head_path(path).with_name(f"{head_path(path).name}.new")
+    blocked.mkdir()
+    with pytest.raises(AuditError):
+        record(log)
+    assert (check(path, SECRET).last.number, faults(path)) == (6, [])
+    blocked.rmdir()
+    record(log)
+    log.close()
+    assert (check(path, SECRET).last.number, faults(path)) == (7, [])
+
+
+def test_a_log_that_can_not_be_rotated_goes_on_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When no new file can be begun, answers are refused, not recorded nowhere; later the new file is begun."""
+    log = Audit.open(path, SECRET, 100)
+
+    def refuse(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit, "_locked", refuse)
+        for _ in range(2):
+            with pytest.raises(AuditError, match="No space left"):
+                record(log)
+    record(log)
+    log.close()
+    assert len(audit.files(path)) == 2
+    assert (check(path, SECRET).last.number, faults(path)) == (7, [])
+
+
+def test_a_torn_log_on_a_full_disk_is_told(path: Path, disk: Callable[[int | None], None]) -> None:
+    """A log that a crash tore, on a disk that is full, is an error with what to do, and not a traceback."""
+    path.write_bytes(path.read_bytes()[:-30])
+    disk(path.stat().st_size)
+    with pytest.raises(SettingsError, match="can not be written") as caught:
+        Audit.open(path, SECRET, 1 << 20)
+    assert "room" in caught.value.remedy

@@ -22,7 +22,7 @@ from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import plan
-from hlo.generation.vllm_engine.starting import WORKER, construct, environment
+from hlo.generation.vllm_engine.starting import WORKER, abandon, construct, environment
 from hlo.generation.vllm_engine.weights import Weights, verify
 from hlo.records import AdapterVersion, Delta, FinishReason, Prompt, Sampling
 
@@ -83,7 +83,7 @@ class VllmEngine:
             try:
                 await asyncio.shield(building)
             except asyncio.CancelledError:  # the thread can not be stopped; what it makes must not stay behind
-                await asyncio.gather(building, return_exceptions=True)
+                await abandon(building)
                 for llm in made:
                     llm.shutdown(0)
                 raise
@@ -96,7 +96,11 @@ class VllmEngine:
         engine = cls(llm, options, wanted.quantization, weights)
         del llm
         if options.null is not None:
-            await engine.load(options.null)
+            try:
+                await engine.load(options.null)
+            except BaseException:
+                await engine.close()
+                raise
         return engine
 
     @property
@@ -154,7 +158,6 @@ class VllmEngine:
         """
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        asked = time.time()
         try:
             parameters = SamplingParams(
                 max_tokens=sampling.max_tokens,
@@ -169,15 +172,15 @@ class VllmEngine:
             raise InvalidRequest(str(error), field="$", remedy="Mend that parameter.") from error
         async with aclosing(self._run(prompt, parameters)) as outputs:
             queue_s = None
-            async for output in outputs:
+            async for held_s, output in outputs:
                 piece = output.outputs[0]
                 if queue_s is None:
-                    queue_s = _queue_s(output.metrics, asked)
+                    queue_s = _since_asked(output.metrics, "scheduled_ts", held_s)
                 yield Delta(
                     piece.text,
                     tuple(piece.token_ids),
                     _finish_reason(piece.finish_reason),
-                    _first_token_s(output.metrics, asked) if prompt.whole else None,
+                    _since_asked(output.metrics, "first_token_ts", held_s) if prompt.whole else None,
                     output.num_cached_tokens or 0,
                     queue_s,
                 )
@@ -190,7 +193,7 @@ class VllmEngine:
             max_tokens=1, temperature=0.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY
         )
         async with aclosing(self._run(prompt, parameters)) as outputs:
-            async for output in outputs:
+            async for _, output in outputs:
                 rows = cast("list[dict[int, Any] | None]", output.prompt_logprobs)
                 pairs = zip(prompt.token_ids[1:], rows[1:], strict=True)
                 return tuple(float(row[token].logprob) for token, row in pairs if row is not None)
@@ -203,26 +206,34 @@ class VllmEngine:
 
     async def close(self) -> None:
         """Stop the engine process, giving running requests the grace period; nothing is left behind."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         if self._closed:
             return
         self._closed = True
         llm, self._llm = self._llm, None
+        if llm.errored:  # whoever still waits would do so for ever
+            llm.output_processor.propagate_error(EngineDeadError())
         if llm.output_handler is not None:  # it would report the engine's planned end as a crash
             llm.output_handler.cancel()
         await asyncio.to_thread(llm.shutdown, self._options.shutdown_grace_s)
         del llm
+        frozen = gc.get_freeze_count()
         gc.unfreeze()  # a server leaves what it made at start out of collections
         gc.collect()  # AsyncLLM's destructor must run while the interpreter is whole, or it prints a traceback
+        if frozen:  # it may go on with another engine
+            gc.freeze()
 
-    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[Any, None]:
-        """Run one request, with vLLM's errors told as HLO's."""
+    async def _run(self, prompt: Prompt, parameters: Any) -> AsyncGenerator[tuple[float, Any], None]:
+        """Run one request, with vLLM's errors told as HLO's: what comes of it, and how long it was held before."""
         from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         number, key = f"hlo-{next(self._requests)}", prompt.adapter.engine_name if prompt.adapter else None
-        copy = None
+        asked, copy = time.perf_counter(), None
         try:
             async with self._admission.turn(key):
+                await self.check_health()  # while it waited for its turn, the engine may have died and been closed
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
                 if self._running:  # by themselves they would share requests out with no eye for adapters
                     copy = affinity.choose(key, self._running)
@@ -236,8 +247,9 @@ class VllmEngine:
                     data_parallel_rank=None if copy is None else int(copy),
                 )
                 async with aclosing(stream) as outputs:
+                    held_s = time.perf_counter() - asked
                     async for output in outputs:
-                        yield output
+                        yield held_s, output
         except VLLMValidationError as error:
             # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
             raise InvalidRequest(
@@ -283,18 +295,14 @@ class VllmEngine:
             await self._llm.remove_lora(number)
 
 
-def _first_token_s(metrics: Any, asked: float) -> float | None:
-    """The time from `asked` (of `time.time`, as vLLM's own) to the first token, where vLLM counted it."""
-    if metrics is None or not metrics.first_token_latency:
-        return None
-    return max(float(metrics.arrival_time - asked + metrics.first_token_latency), 0.0)
+def _since_asked(metrics: Any, moment: str, held_s: float) -> float | None:
+    """The time from the question to a moment that vLLM noted: as it was held here, and from vLLM's queue on.
 
-
-def _queue_s(metrics: Any, asked: float) -> float | None:
-    """The time from `asked` until vLLM computed the first of the prompt: for its adapter's turn, and in the queue."""
-    if metrics is None or not metrics.scheduled_ts:
+    Of vLLM's times only those of its engine's clock are used: its others are of the wall clock, which can be set.
+    """
+    if metrics is None or not getattr(metrics, moment):
         return None
-    return max(float(metrics.arrival_time - asked), 0.0) + float(metrics.scheduled_ts - metrics.queued_ts)
+    return held_s + max(float(getattr(metrics, moment) - metrics.queued_ts), 0.0)
 
 
 def _finish_reason(reason: str | None) -> FinishReason | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -46,6 +48,19 @@ def environment(options: EngineOptions) -> Iterator[None]:
     finally:
         for name in missing:
             os.environ.pop(name, None)
+
+
+async def abandon(building: asyncio.Future[None]) -> None:
+    """End a start that nobody waits for any more: its thread can not be stopped, but it waits for a process that can.
+
+    A large model takes minutes to load, and a server that is told to stop meanwhile has seconds.
+    """
+    while not building.done():
+        for child in multiprocessing.active_children():
+            if child.name.startswith("EngineCore"):
+                child.kill()
+        await asyncio.wait({building}, timeout=0.2)
+    await asyncio.gather(building, return_exceptions=True)
 
 
 def spans(options: EngineOptions) -> dict[str, Any]:
