@@ -13,7 +13,7 @@ from tests.e2e.reference import ADAPTERS
 from tests.e2e.server import running
 
 FOLDER = Path(__file__).parent
-SIZE = {"width": 1240, "height": 760}
+SIZE = {"width": 1240, "height": 820}
 THEMES = ("light", "dark")
 CHEST = "My chest feels tight when I climb the stairs and it goes away when I rest. What could it be?"
 STROKE = "My face droops on one side and I can't lift my arm since this morning"

@@ -47,6 +47,13 @@ def test_every_nox_session_it_names_exists() -> None:
         assert f"@nox.session\ndef {name}(" in noxfile
 
 
+def test_every_picture_it_shows_is_there() -> None:
+    """The pictures that the README shows, in either theme, are files of this checkout."""
+    shown = re.findall(r'(?:src|srcset)="([^"]+)"', README) + re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert len(shown) > 5
+    assert [one for one in shown if not (Path(__file__).parents[1] / one).is_file()] == []
+
+
 def test_the_specialty_in_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package that the README shows is offered by its entry point and holds up to the catalog's checks."""
     folder = tmp_path / "hlo_rheumatology"

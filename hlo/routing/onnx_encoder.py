@@ -5,6 +5,7 @@ The folder holds `model.onnx` (from token ids to unit vectors, pooling included)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -171,11 +172,20 @@ def _read(folder: Path) -> Description:
         raise EncoderError(f"`{path}` does not describe an encoder: {error}", remedy=_AGAIN) from error
 
 
-def _session(path: Path, sum_bits: int) -> Any:
-    """The graph, ready to run, each time in the thread that runs it."""
+def runtime() -> Any:
+    """ONNX Runtime, kept from telling its makers of the machine that it runs on (its Privacy.md).
+
+    The call that it has for that comes too late: a first event is on its way by then, and a device's id in a file.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()  # where a build has any (Windows), none of it leaves this process
+    return onnxruntime
+
+
+def _session(path: Path, sum_bits: int) -> Any:
+    """The graph, ready to run, each time in the thread that runs it."""
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

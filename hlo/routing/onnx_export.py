@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Struct
 
 from hlo.errors import EncoderError
-from hlo.routing.onnx_encoder import DESCRIPTION, INPUTS, MODEL, OUTPUT, TOKENIZER, Description, OnnxEncoder
+from hlo.routing.onnx_encoder import DESCRIPTION, INPUTS, MODEL, OUTPUT, TOKENIZER, Description, OnnxEncoder, runtime
 from hlo.routing.sentence_encoder import SentenceEncoder
 
 if TYPE_CHECKING:
@@ -174,11 +174,9 @@ def _write_graph(model: Any, pooling: Literal["mean", "cls"], path: Path, descri
 
 def _compare(model: Any, path: Path, max_tokens: int) -> float:
     """The largest difference of any value from torch, over numbers of questions, lengths and paddings."""
-    import onnxruntime
-
     from hlo.routing.onnx_graph import vectors
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     vocabulary, pad = len(model.tokenizer), model.tokenizer.pad_token_id
     most = min(max_tokens, _LONGEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -290,3 +291,12 @@ def test_it_needs_no_torch(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe, str(folder)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+def test_onnx_runtime_tells_nobody(folder: Path, tmp_path: Path) -> None:
+    """An encoder in use leaves neither device id nor waiting events, which ONNX Runtime would send to its makers."""
+    code = "import sys; from pathlib import Path; from hlo.routing.onnx_encoder import OnnxEncoder as Encoder\n"
+    code += "Encoder.load(Path(sys.argv[1])).encode(['heart'])"
+    homes = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TMPDIR"), str(tmp_path))
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env={**os.environ, **homes})
+    assert list(tmp_path.iterdir()) == []
