@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from tests.e2e.reference import ADAPTERS
-from tests.e2e.server import Server, settings_only, spawn, wait_ready
+from tests.e2e.server import Server, settings_only, wait_ready
 from tests.e2e.test_answers import ASKED, events
 from tests.faults import brittle
 from tests.figures import Figure
@@ -45,11 +45,24 @@ ENVIRONMENT = {
 }
 
 
-def start(folder: Path, **changes: str) -> Server:
-    """A server in `folder`, with adapters that may be spoilt."""
-    given: dict[str, Any] = ENVIRONMENT | {"HLO_ADAPTER_PATH": str(folder / "adapters")} | changes
-    process, log = spawn(folder, **given)
-    return Server(wait_ready(process, log), process, log)
+def start(folder: Path, *, port: str = "0", prelude: str = "", **changes: str) -> Server:
+    """A server in `folder`, with adapters that may be spoilt; `prelude` is what its process does first."""
+    log = folder / "server.log"
+    given = ENVIRONMENT | {"HLO_ADAPTER_PATH": str(folder / "adapters")} | changes
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"{prelude}\nfrom hlo.cli import main\nmain()", "serve", "--port", port],
+            cwd=folder,
+            env=settings_only(folder, **given),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        return Server(wait_ready(process, log), process, log)
+    except BaseException:
+        end(Server("", process, log))
+        raise
 
 
 def end(server: Server) -> None:
@@ -305,7 +318,7 @@ def test_two_servers_share_a_folder(server: Server, folder: Path, figure: Figure
         killed = time.monotonic()
         second.process.send_signal(signal.SIGKILL)
         second.process.wait()
-        again = start(site, HLO_PORT=second.url.rpartition(":")[2], **given)
+        again = start(site, port=second.url.rpartition(":")[2], **given)
         second = again
         ready_s = time.monotonic() - killed
         assert ask(again).json()["specialty"] == "cardiology"
@@ -328,22 +341,9 @@ def test_a_server_whose_cache_is_full_says_so(folder: Path, figure: Figure) -> N
     """Adapters that can not be copied are refused by name with what to do; the server starts, and the base answers."""
     site = folder / "full"
     site.mkdir()
-    given = settings_only(
-        site, **ENVIRONMENT, PYTHONPATH=_path(folder), HLO_ADAPTER_PATH=str(folder / "adapters"), HLO_ENCODER=""
-    )
-    log = site / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _FULL, "serve", "--port", "0"],
-            cwd=site,
-            env=given,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    server = Server("", process, log)
+    given = {"PYTHONPATH": _path(folder), "HLO_ADAPTER_PATH": str(folder / "adapters"), "HLO_ENCODER": ""}
+    server = start(site, prelude=_FULL, **given)
     try:
-        server = Server(wait_ready(process, log), process, log)
         refused = httpx.get(f"{server.url}/readyz").json()["refused"]
         assert {one["specialty"] for one in refused} == {"cardiology", "oncology", "nephrology"}
         assert all("HLO_CACHE_DIR" in one["remedy"] for one in refused), refused
@@ -407,12 +407,7 @@ def test_a_server_told_to_stop_under_load_ends_in_its_grace(server: Server, figu
 
 
 # Files of the process can not grow beyond what an adapter takes.
-_FULL = """
-import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
-sys.argv[0] = "hlo"
-runpy.run_module("hlo", run_name="__main__")
-"""
+_FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))"
 
 
 def _place(server: Server) -> tuple[str, int]:
