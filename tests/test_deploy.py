@@ -123,14 +123,36 @@ def test_compose_mounts_what_there_is() -> None:
     assert {name.removeprefix("HLO_").lower() for name in named} <= set(Settings.model_fields)
 
 
-def test_the_dockerfile_copies_what_there_is() -> None:
-    """Every file that the image is built from exists, and torch is the one that the tests run with."""
-    text = (DEPLOY / "Dockerfile").read_text()
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_images_are_made_of_what_there_is(name: str) -> None:
+    """Every file that an image is built from exists, and each setting that it sets is one."""
+    text = (DEPLOY / f"Containerfile.{name}").read_text()
     for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
         assert all((ROOT / source).exists() for source in line.split()[:-1]), line
+    named = set(re.findall(r"\b(HLO_\w+)=", text))
+    assert {one.removeprefix("HLO_").lower() for one in named} <= set(Settings.model_fields)
+    assert f"hlo[{'gpu' if name == 'cuda' else name},offline,otel]" in text
+
+
+def test_the_image_for_cpus_has_the_torch_of_the_tests() -> None:
+    """vLLM's build for CPUs goes with one version of torch."""
     wanted = re.search(r'^TORCH = "(.+)"', (ROOT / "noxfile.py").read_text(), re.MULTILINE)
     assert wanted is not None
-    assert f"ARG TORCH={wanted[1]}\n" in text
+    assert f"ARG TORCH={wanted[1]}\n" in (DEPLOY / "Containerfile.cpu").read_text()
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_images_write_where_they_are_told(name: str) -> None:
+    """Containers run as a user of no power, and each folder that HLO and its libraries write to is in the volume."""
+    text = (DEPLOY / f"Containerfile.{name}").read_text()
+    last = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER 10001:10001$", last, re.MULTILINE)
+    folders = dict(re.findall(r"(HOME|XDG_\w+|TORCHINDUCTOR_CACHE_DIR|HLO_CACHE_DIR|HLO_KEYS_FILE)=(\S+)", last))
+    assert len(folders) == 6
+    assert all(Path(one).is_relative_to("/var/lib/hlo") for one in folders.values())
+    assert "VOLUME /var/lib/hlo\n" in last
+    service = COMPOSE["services"]["hlo"]
+    assert (service["read_only"], service["tmpfs"], service["cap_drop"]) == (True, ["/tmp"], ["ALL"])  # noqa: S108
 
 
 def test_grafana_finds_its_sources() -> None:

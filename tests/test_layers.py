@@ -22,6 +22,7 @@ LAYERS = (
     ("assemble",),
     ("engines",),
     ("pipeline",),
+    ("screening",),
     ("edition",),
     ("routing", "generation", "telemetry", "plugins", "catalog"),
     ("hookspecs",),

@@ -510,7 +510,7 @@ async def test_notices_come_ahead_of_the_answer(make_parts: MakeParts) -> None:
     assert answer.text == f"Call 112.\n\nLie down.\n\ncardiology:<cardiology: {HEART}>"
     assert answer.notices == (Notice("a", "Call 112."), Notice("c", "Lie down."))
     assert isinstance(events[0], Opening)
-    assert events[1] == Delta("Call 112.\n\nLie down.\n\n", ())
+    assert events[1] == Delta("Call 112.\n\nLie down.\n\n", (), notices=answer.notices)
     assert "".join(event.text for event in events if isinstance(event, Delta)) == answer.text
     assert answer.usage.completion_tokens == len(f"cardiology:<cardiology: {HEART}>")
 

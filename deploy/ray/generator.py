@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,6 +13,8 @@ from hlo import assemble, engines, logs
 from hlo.contracts import EngineInfo
 from hlo.records import AdapterVersion, Delta, Prompt, Sampling
 from hlo.settings import load_settings
+
+logger = logging.getLogger("hlo")
 
 
 @serve.deployment
@@ -32,6 +35,7 @@ class Generator:
         """Load an adapter, once; from then on Ray sends its requests here. The engine itself gives adapters turns."""
         version = self._versions[name]
         await self._engine.load(version)
+        logger.info("this replica has the adapter %s", name)
         return version
 
     async def info(self) -> EngineInfo:

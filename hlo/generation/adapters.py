@@ -25,7 +25,9 @@ from hlo.generation.lora_files import check_tensors, read_config
 from hlo.hub import SCHEME, Hub, Reference
 from hlo.records import Adapter, AdapterVersion
 
-FILES = (CONFIG, WEIGHTS, "README.md")  # what is fetched of an adapter on a model hub
+CARD = "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)  # what is fetched of an adapter on a model hub
+CARD_BYTES = 1 << 16  # what is kept of a card, at most
 NULL_NAME = "null"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -151,6 +153,14 @@ def null(linears: Mapping[str, tuple[int, int]], base_name: str, kinds: frozense
     return AdapterVersion(NULL_NAME, sha256, copy, 1, (module.rpartition(".")[2],), (copy / WEIGHTS).stat().st_size)
 
 
+def card(adapter: AdapterVersion) -> str | None:
+    """The card that came with an adapter, a README.md in Markdown; None where none did."""
+    try:
+        return (adapter.path / CARD).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
 def content_hash(folder: Path) -> str:
     """SHA-256 of an adapter: what `sha256sum adapter_config.json adapter_model.safetensors | sha256sum` prints."""
     lines = ""
@@ -225,12 +235,26 @@ def _keep(located: Located, store: Path) -> tuple[Path, str]:
     files = {filename: _file(located, filename) for filename in (CONFIG, WEIGHTS)}
     store = store.expanduser() / "adapters"
     try:
-        return _copy(files, store)
+        copy, sha256 = _copy(files, store)
+        _keep_card(located, copy)
     except OSError as error:
         raise AdapterError(
             f"The adapter in `{located.folder}` can not be copied to `{store}`: {error}.",
             remedy="Make room there and let HLO write to it, or set HLO_CACHE_DIR to another folder.",
         ) from error
+    return copy, sha256
+
+
+def _keep_card(located: Located, copy: Path) -> None:
+    """Keep the card beside the copy, as it is now: the hash says nothing of it. One that leads elsewhere is none."""
+    try:
+        text = _file(located, CARD).read_bytes()[:CARD_BYTES]
+    except AdapterError:
+        (copy / CARD).unlink(missing_ok=True)
+        return
+    with tempfile.NamedTemporaryFile(dir=copy.parent, prefix=".card-", delete=False) as incoming:
+        incoming.write(text)
+    os.replace(incoming.name, copy / CARD)  # at once: a server that shares the store may be reading it
 
 
 def _copy(files: Mapping[str, Path], store: Path) -> tuple[Path, str]:

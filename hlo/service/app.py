@@ -10,9 +10,10 @@ from litestar.types import Message, Scope
 
 import hlo
 from hlo.errors import HLOError
-from hlo.service import openai, problems
+from hlo.service import console, openai, problems
 from hlo.service.access import OPEN, Access
 from hlo.service.arriving import Arriving
+from hlo.service.cards import card
 from hlo.service.routes import HANDLERS
 from hlo.service.state import Service
 from hlo.service.stopping import Stopping
@@ -27,7 +28,7 @@ def create_app(service: Service) -> Litestar:
             service.metrics.responded(str(scope.get("path_template") or "unknown"), message["status"])
 
     return Litestar(
-        route_handlers=[*HANDLERS, *openai.HANDLERS],
+        route_handlers=[*HANDLERS, card, *console.HANDLERS, *openai.HANDLERS],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         lifespan=[service.lifespan],
         middleware=[

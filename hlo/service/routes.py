@@ -164,7 +164,7 @@ async def _ask_events(
             async for event in rest:
                 if isinstance(event, Delta):
                     if event.text:
-                        yield _event("delta", DeltaView(event.text))
+                        yield _event("delta", DeltaView(event.text, event.notices))
                 elif isinstance(event, Answer):
                     yield _event("answer", AnswerView.of(event))
         except HLOError as error:

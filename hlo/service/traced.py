@@ -12,7 +12,7 @@ from hlo.service.state import Service
 from hlo.telemetry import spans, tracing
 from hlo.telemetry.tracing import CLIENT_GONE, NOBODY, Span, SpanKind
 
-_UNTRACED = ("/healthz", "/readyz", "/metrics")  # asked every few seconds by machines
+_UNTRACED = ("/healthz", "/readyz", "/metrics", "/", "/console/{name}", "/console/about")  # not anybody's questions
 _KEY = "hlo_span"
 
 

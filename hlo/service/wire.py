@@ -54,9 +54,10 @@ class TurnRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AskRequest(_Generation, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`POST /ask`. `specialty` pins a specialty and skips routing; `stream` gives server-sent events.
+    """`POST /ask`. `specialty` pins a specialty, or `base` the model without an adapter, and skips routing.
 
-    `turns` are the earlier ones of the conversation, oldest first: a follow-up stays with its specialist.
+    `stream` gives server-sent events. `turns` are the earlier ones of the conversation, oldest first: a follow-up stays
+    with its specialist.
     """
 
     question: str
@@ -153,10 +154,11 @@ class SwitchView(Struct, frozen=True):
     previous: AdapterView | None
 
 
-class DeltaView(Struct, frozen=True):
-    """A piece of text in a stream."""
+class DeltaView(Struct, frozen=True, omit_defaults=True):
+    """A piece of text in a stream; with `notices`, it is the text of these, ahead of the answer's own."""
 
     text: str
+    notices: tuple[Notice, ...] = ()
 
 
 class SpecialtyView(Struct, frozen=True):

@@ -113,13 +113,22 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
 
 def wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
     """Wait until a server answers questions; its address."""
+    url = wait_listening(process, log)
     deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        text = log.read_text(errors="replace")
-        assert process.poll() is None, f"the server stopped:\n{text[-4000:]}"
-        if "listening on " in text:
-            url = re.split(r"[\s\"]", text.split("listening on ", 1)[1], maxsplit=1)[0]
-            if httpx.get(f"{url}/readyz", timeout=30).status_code == 200:
-                return url
+    while httpx.get(f"{url}/readyz", timeout=30).status_code != 200:
+        assert process.poll() is None, f"the server stopped:\n{log.read_text(errors='replace')[-4000:]}"
+        assert time.monotonic() < deadline, (
+            f"not ready in {START_LIMIT_S} s:\n{log.read_text(errors='replace')[-4000:]}"
+        )
         time.sleep(0.5)
-    raise AssertionError(f"the server was not ready in {START_LIMIT_S} s:\n{log.read_text(errors='replace')[-4000:]}")
+    return url
+
+
+def wait_listening(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Wait until a server listens, ready or not; its address."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while "listening on " not in (text := log.read_text(errors="replace")):
+        assert process.poll() is None, f"the server stopped:\n{text[-4000:]}"
+        assert time.monotonic() < deadline, f"not listening in {START_LIMIT_S} s:\n{text[-4000:]}"
+        time.sleep(0.1)
+    return re.split(r"[\s\"]", text.split("listening on ", 1)[1], maxsplit=1)[0]

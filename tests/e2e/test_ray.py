@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 
 from tests.e2e.reference import BASE, Reference
 from tests.e2e.server import START_LIMIT_S, settings_only
+from tests.e2e.test_answers import SPECIALTIES
 
 pytest.importorskip("ray", reason="Ray is not installed: `nox -s ray` installs it")
 
@@ -30,9 +33,15 @@ TOKENS = 16
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that has all that Ray and HLO write."""
+    return tmp_path_factory.mktemp("ray") / "serve.log"
+
+
+@pytest.fixture(scope="module")
+def url(log: Path) -> Iterator[str]:
     """`serve run` with two replicas of the engine `transformers`, as a process of its own; gives HLO's address."""
-    folder = tmp_path_factory.mktemp("ray")
+    folder = log.parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -54,7 +63,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     environment = settings_only(folder, HLO_ENGINE="transformers", RAY_USAGE_STATS_ENABLED="0")
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-    log = folder / "serve.log"
+    environment["RAY_DEDUP_LOGS"] = "0"
     with log.open("wb") as output, tempfile.TemporaryDirectory(prefix="ray-") as short:  # socket paths are short
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.serve.scripts", "run", str(config)],
@@ -94,9 +103,27 @@ def wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(log.read_text(errors="replace")[-6000:])
 
 
+def loads(log: Path) -> Counter[str]:
+    """How many replicas each adapter was loaded on."""
+    return Counter(re.findall(r"this replica has the adapter (\w+)@", log.read_text(errors="replace")))
+
+
 def generate(url: str, adapter: str) -> str:
     body = {"prompt": PROMPT, "adapter": adapter, "max_tokens": TOKENS}
     return str(httpx.post(f"{url}/generate", json=body, timeout=120).raise_for_status().json()["text"])
+
+
+def test_requests_go_where_their_adapter_is(url: str, log: Path) -> None:
+    """Each adapter was loaded at the start, and asked for again and again it is loaded nowhere else."""
+    time.sleep(3)  # replicas tell Ray what they have once a second
+    before = loads(log)
+    once = [name for name, count in before.items() if count == 1]
+    assert len(before) == len(SPECIALTIES)
+    assert len(once) > 3, before
+    for name in once * 4:
+        generate(url, name)
+    time.sleep(1)
+    assert loads(log) == before
 
 
 def test_answers_are_those_of_the_reference(url: str) -> None:

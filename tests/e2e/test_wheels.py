@@ -78,6 +78,16 @@ def test_a_wheel_from_the_scaffold_answers(server: Server) -> None:
     assert (answer["specialty"], answer["adapter"]["name"]) == ("rheumatology", "rheumatology")
 
 
+def test_the_console_comes_along(server: Server) -> None:
+    """The page, all that it is made of, and an adapter's card are in the wheels."""
+    with server.client() as client:
+        page = client.get("/")
+        parts = re.findall(r'(?:href|src)="(/console/[^"]+)"', page.text)
+        assert len(parts) > 4
+        assert {client.get(part).status_code for part in parts} == {200}
+        assert "LoRA adapter for hlo-demo-10m" in client.get("/specialties/cardiology/card").text
+
+
 class Load:
     """Clients that ask without end, and all that they were told."""
 

@@ -467,6 +467,31 @@ def test_a_file_that_leads_out_is_refused(
     assert not store.exists()
 
 
+def test_the_card_is_kept_as_it_is_now(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """A README.md beside the weights is the adapter's card; the hash leaves it out, and the latest one counts."""
+    folder = make_adapter(tmp_path / "adapter")
+    bare = check(folder)
+    assert adapters.card(bare) is None
+    for text in ("# Hearts\n", "# Hearts, mended: \u2665\n"):
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        assert check(folder) == bare
+        assert adapters.card(bare) == text
+    (folder / "README.md").write_bytes(b"x" * (adapters.CARD_BYTES + 1) + b"\xff")
+    check(folder)
+    assert adapters.card(bare) == "x" * adapters.CARD_BYTES
+    (folder / "README.md").unlink()
+    check(folder)
+    assert adapters.card(bare) is None
+
+
+def test_a_card_that_leads_out_is_none(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """A README.md that is a link out of the adapter's folder is not read, and the adapter is served without it."""
+    folder, secret = make_adapter(tmp_path / "adapter"), tmp_path / "secret"
+    secret.write_text("secret", encoding="utf-8")
+    (folder / "README.md").symlink_to(secret)
+    assert adapters.card(check(folder)) is None
+
+
 def test_a_folder_that_is_a_link_is_its_target(check: Check, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     """An absolute path to a link to an adapter's folder is that folder: the operator or plugin named it."""
     real = make_adapter(tmp_path / "real")

@@ -259,12 +259,23 @@ async def test_servers_that_will_not_do_are_told_at_start(wrong: StubServer, tol
 
 async def test_a_server_with_another_model_is_not_used(version: MakeVersion) -> None:
     """A server whose base model says something else than the first one's gets no request."""
-    async with stubs(StubServer()) as (first,), engine(first) as made:
-        assert made.activity.servers[0].up
     async with stubs(StubServer(), StubServer(shift=2.0)) as both, engine(*both) as made:
         assert [one.up for one in made.activity.servers].count(True) == 1
         await made.load(version("heart"))
         assert len({author(await text(made, None))[1] for _ in range(4)}) == 1
+
+
+async def test_all_servers_may_get_another_model(version: MakeVersion) -> None:
+    """A server that comes back with another model, when no other is up, is used: it is the operator's new one."""
+    async with stubs(StubServer()) as (one,), engine(one) as made:
+        await made.load(version("heart"))
+        await one.kill()
+        with pytest.raises(NotReady):
+            await text(made, version("heart"))
+        one.shift = 3.0
+        await one.start()
+        await until(lambda: made.activity.servers[0].up)
+        assert author(await text(made, version("heart")))[0] == version("heart").engine_name
 
 
 async def test_servers_may_start_later(version: MakeVersion) -> None:

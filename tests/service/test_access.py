@@ -28,10 +28,11 @@ ASK = [
     ("POST", "/route", {"question": "heart"}),
     ("POST", "/generate", {"prompt": "x"}),
     ("GET", "/specialties", None),
+    ("GET", "/console/about", None),
     ("GET", "/metrics", None),
 ]
 ADMIN = [("POST", "/switch-adapter", {"adapter_name": "oncology"}), ("POST", RELOAD, None)]
-OPEN = ["/healthz", "/readyz", "/schema", "/schema/openapi.json"]
+OPEN = ["/healthz", "/readyz", "/schema", "/schema/openapi.json", "/", "/console/main.js"]
 
 Make = Callable[..., str]
 

@@ -32,7 +32,8 @@ SPECIALTIES = {"cardiology", "neurology", "oncology"}
 OUTCOMES = {"stop", "length", "abort", "refused", "error", "done", "failed"}
 ROUTES = {"/ask", "/route", "/generate", "/switch-adapter", "/specialties", "/healthz", "/readyz", "/metrics"}
 OPENAI = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}"}
-PATHS = ROUTES | OPENAI | {"/admin/specialties/reload", "/schema/{path}", "unknown"}
+CONSOLE = {"/", "/console/{name}", "/console/about", "/specialties/{name}/card"}
+PATHS = ROUTES | OPENAI | CONSOLE | {"/admin/specialties/reload", "/schema/{path}", "unknown"}
 # What a label of HLO's own can be, with three specialties, one refusal and an engine of fakes.
 CLOSED = {
     "specialty": SPECIALTIES | {"base", "none", "all"},

@@ -12,6 +12,9 @@ from litestar.testing import TestClient
 
 import hlo
 from hlo.pipeline import Policy
+from hlo.plugins import Hooks
+from hlo.plugins.hooks import Hook
+from hlo.records import Screening
 from hlo.testing import EchoEngine
 
 if TYPE_CHECKING:
@@ -62,6 +65,17 @@ def test_ask_pinned_and_overridden(client: Client) -> None:
         },
     ).json()
     assert (body["answer"], body["finish_reason"], body["route"]["pinned_by"]) == ("onc", "length", "request")
+
+
+def test_a_stream_tells_notices_apart(serve: Serve, make_parts: MakeParts) -> None:
+    """What plugins put ahead of an answer comes first in a stream, named as theirs; nothing that is generated does."""
+    hook = Hook("a", lambda question: Screening(notice="Call 112."), ("question",))
+    client = serve(make_parts(hooks=Hooks(question=(hook,))))
+    found = events(client.post("/ask", json={"question": HEART, "stream": True}).text)
+    (_, first), *others = [event for event in found if event[0] == "delta"]
+    assert first == {"text": "Call 112.\n\n", "notices": [{"plugin": "a", "text": "Call 112."}]}
+    assert others
+    assert all(set(data) == {"text"} for _, data in others)
 
 
 def test_ask_in_a_conversation(client: Client) -> None:

@@ -38,7 +38,6 @@ class Pool:
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
         self._looks: dict[str, ServerFailed | None] = {}  # what came of the latest look at each
-        self._base: tuple[float, ...] = ()
 
     @property
     def up(self) -> list[VllmServer]:
@@ -153,18 +152,19 @@ class Pool:
     async def _connect(self, server: VllmServer) -> None:
         """Take a server in, once it has all adapters. Raises `ServerFailed`."""
         await server.connect()
-        self._base = self._base or server.base
-        apart = sum(abs(a - b) for a, b in zip(self._base, server.base, strict=True)) / len(self._base)
-        if not apart <= _ALIKE:
-            raise ServerFailed(
-                f"its base model says something else than that of the others, by {apart:.2g} nats a token", refused=True
-            )
         tried: set[str] = set()
         while missing := [one for name, one in self._wanted.items() if name not in tried]:  # more may come meanwhile
             for adapter in missing:
                 tried.add(adapter.engine_name)
                 with suppress(AdapterError):  # kept, and told by whoever asks for it
                     await server.load(adapter)
+        # Nothing is waited for from here on, so that of two that differ one is there first.
+        base = next((other.base for other in self.up), server.base)
+        apart = sum(abs(a - b) for a, b in zip(base, server.base, strict=True)) / len(base)
+        if not apart <= _ALIKE:
+            raise ServerFailed(
+                f"its base model says something else than that of the others, by {apart:.2g} nats a token", refused=True
+            )
         server.up, server.reason = True, ""
         logger.info("the server %s is used: vLLM %s, %d adapters", server.url, server.version, len(tried))
 

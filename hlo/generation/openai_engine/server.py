@@ -207,7 +207,7 @@ class VllmServer:
         raise AdapterError(
             f"The server {self.url} refused the adapter `{adapter.name}` ({adapter.sha256[:12]}): "
             f"{said[0] if said else f'status {status}'}",
-            remedy=f"It must find the folder `{path}` (HLO_CACHE_DIR) under that name, and be started with "
+            remedy=f"It must be able to read the folder `{path}` (HLO_CACHE_DIR), and be started with "
             f"--enable-lora and a --max-lora-rank of at least {adapter.rank}.",
         )
 

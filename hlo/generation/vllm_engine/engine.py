@@ -17,9 +17,9 @@ from typing import Any, cast
 
 from hlo.contracts import EngineActivity, EngineInfo, EngineOptions
 from hlo.errors import AdapterError, EngineDead, EngineError, InvalidRequest, Overloaded, SettingsError
-from hlo.generation import affinity
 from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
+from hlo.generation.vllm_engine.copies import Copies
 from hlo.generation.vllm_engine.installed import version
 from hlo.generation.vllm_engine.quantized import plan
 from hlo.generation.vllm_engine.starting import WORKER, abandon, construct, environment
@@ -42,8 +42,7 @@ class VllmEngine:
         self._closed = False
         self._admission = Admission(options.resident, options.turn_s)
         config = llm.vllm_config
-        copies = int(config.parallel_config.data_parallel_size)
-        self._running = dict.fromkeys(map(str, range(copies)), 0) if copies > 1 else {}  # by the model's copy
+        self._copies = Copies(int(config.parallel_config.data_parallel_size))
         self._traced = config.observability_config.otlp_traces_endpoint is not None
         self._info = EngineInfo(
             engine="vllm",
@@ -230,26 +229,24 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         number, key = f"hlo-{next(self._requests)}", prompt.adapter.engine_name if prompt.adapter else None
-        asked, copy = time.perf_counter(), None
+        asked = time.perf_counter()
         try:
             async with self._admission.turn(key):
                 await self.check_health()  # while it waited for its turn, the engine may have died and been closed
                 (rendered,) = await self._llm.renderer.render_cmpl_async([{"prompt_token_ids": list(prompt.token_ids)}])
-                if self._running:  # by themselves they would share requests out with no eye for adapters
-                    copy = affinity.choose(key, self._running)
-                    self._running[copy] += 1
-                stream = self._llm.generate(
-                    rendered,
-                    parameters,
-                    number,
-                    lora_request=self._lora(prompt.adapter),
-                    trace_headers=dict(prompt.trace) if self._traced else None,
-                    data_parallel_rank=None if copy is None else int(copy),
-                )
-                async with aclosing(stream) as outputs:
-                    held_s = time.perf_counter() - asked
-                    async for output in outputs:
-                        yield held_s, output
+                with self._copies.take(key) as rank:
+                    stream = self._llm.generate(
+                        rendered,
+                        parameters,
+                        number,
+                        lora_request=self._lora(prompt.adapter),
+                        trace_headers=dict(prompt.trace) if self._traced else None,
+                        data_parallel_rank=rank,
+                    )
+                    async with aclosing(stream) as outputs:
+                        held_s = time.perf_counter() - asked
+                        async for output in outputs:
+                            yield held_s, output
         except VLLMValidationError as error:
             # Not vLLM's own text: it can carry the value that it rejected, and that is the prompt.
             raise InvalidRequest(
@@ -265,9 +262,6 @@ class VllmEngine:
             if type(error).__name__ in ("QueueOverflowError", "MaxQueuedTokensError"):
                 raise Overloaded("The engine's queue is full.", remedy="Ask again in a few seconds.") from error
             raise
-        finally:
-            if copy is not None:
-                self._running[copy] -= 1
 
     async def _read_ahead(self, request: Any) -> None:
         """Have the workers read an adapter beside their work: `add_lora` would hold up all that runs meanwhile."""
