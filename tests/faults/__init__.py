@@ -1,0 +1,1 @@
+"""Faults, each on a real server process."""
