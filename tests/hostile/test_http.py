@@ -19,6 +19,13 @@ ROUTES = ("/ask", "/route", "/generate", "/v1/chat/completions", "/v1/completion
 MIB = 1 << 20
 
 
+@pytest.fixture
+def client(url: str) -> Iterator[httpx.Client]:
+    """A client of the server."""
+    with httpx.Client(base_url=url, timeout=60) as made:
+        yield made
+
+
 def spoken(url: str, request: bytes) -> bytes:
     """What a server says to these bytes, until it closes the connection or is silent for a second."""
     host, port = urlsplit(url).netloc.split(":")
@@ -34,13 +41,13 @@ def spoken(url: str, request: bytes) -> bytes:
     return said
 
 
-def alive(url: str) -> None:
+def alive(client: httpx.Client) -> None:
     """The server answers a question still."""
-    assert httpx.post(f"{url}/ask", json={"question": "heart"}).json()["specialty"] == "cardiology"
+    assert client.post("/ask", json={"question": "heart"}).json()["specialty"] == "cardiology"
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_ten_megabytes_are_refused(chunked: bool, url: str, figure: Figure) -> None:
+def test_ten_megabytes_are_refused(chunked: bool, client: httpx.Client, figure: Figure) -> None:
     """A body of ten megabytes is refused, and is not waited for to its end."""
 
     def pieces() -> Iterator[bytes]:
@@ -50,28 +57,28 @@ def test_ten_megabytes_are_refused(chunked: bool, url: str, figure: Figure) -> N
     for path in ROUTES:
         content = pieces() if chunked else b"a" * (10 * MIB)
         try:
-            response = httpx.post(f"{url}{path}", content=content, headers={"content-type": "application/json"})
+            response = client.post(path, content=content, headers={"content-type": "application/json"})
         except httpx.TransportError:
             continue  # it hung up while the client still sent
         assert response.status_code == 413
-    alive(url)
+    alive(client)
     figure("inputs", f"bodies of 10 MB, {'in pieces' if chunked else 'whole'}", len(ROUTES), "refused, server answers")
 
 
 DEEP = ("[", '{"a":', '[{"a":', '{"question":', '{"messages":[', '{"question":"x","turns":[', '{"stop":[')
 
 
-def test_deep_json_is_refused(url: str, figure: Figure) -> None:
+def test_deep_json_is_refused(client: httpx.Client, figure: Figure) -> None:
     """JSON of any depth that fits into a body is refused as a bad request."""
     tried = 0
     for path in ROUTES:
         for piece in DEEP:
             for depth in (10, 500, 5_000, 60_000):
                 body = (piece * depth)[:MIB].encode()
-                response = httpx.post(f"{url}{path}", content=body)
+                response = client.post(path, content=body)
                 assert response.status_code == 400, (path, piece, depth, response.text)
                 tried += 1
-    alive(url)
+    alive(client)
     figure("inputs", "JSON nested up to 60,000 deep", tried, "refused with 400")
 
 
@@ -93,11 +100,11 @@ FLOODS = (
 )
 
 
-def test_floods_of_headers_and_broken_requests_hurt_nobody(url: str, figure: Figure) -> None:
+def test_floods_of_headers_and_broken_requests_hurt_nobody(url: str, client: httpx.Client, figure: Figure) -> None:
     """Whatever comes in the place of a request, the server has no failure of its own, and answers the next."""
     for request in FLOODS:
         assert not spoken(url, request).startswith(b"HTTP/1.1 5")
-        alive(url)
+        alive(client)
     figure("inputs", "floods of headers and broken requests", len(FLOODS), "no failure; the next is answered")
 
 
@@ -122,7 +129,7 @@ MORE = (
 )
 
 
-def test_no_name_leads_anywhere(url: str, figure: Figure) -> None:
+def test_no_name_leads_anywhere(url: str, client: httpx.Client, figure: Figure) -> None:
     """A specialty, adapter or model is found by its own name, and by no path, address or look-alike."""
     tried = 0
     for name in NAMES + MORE:
@@ -134,12 +141,12 @@ def test_no_name_leads_anywhere(url: str, figure: Figure) -> None:
             ("/v1/chat/completions", {"model": name, "messages": messages}),
             ("/v1/completions", {"model": name, "prompt": "x"}),
         ):
-            response = httpx.post(f"{url}{path}", json=body)
+            response = client.post(path, json=body)
             assert response.status_code == 404, (path, name)
             assert "root:" not in response.text
             tried += 1
         if "\0" not in name:
-            assert httpx.get(f"{url}/v1/models/{name}").status_code in (200, 404)
+            assert client.get(f"/v1/models/{name}").status_code in (200, 404)
     for path in (
         "/schema/../ask",
         "/v1/models/..%2f..%2fetc%2fpasswd",
@@ -164,7 +171,7 @@ TRICKS = (
 )
 
 
-def test_tricks_of_unicode_are_words(url: str, figure: Figure) -> None:
+def test_tricks_of_unicode_are_words(client: httpx.Client, figure: Figure) -> None:
     """NUL, directions, marks piled up and what is not normalised are words like others; a lone surrogate is refused."""
     tried = 0
     for trick in TRICKS:
@@ -174,12 +181,12 @@ def test_tricks_of_unicode_are_words(url: str, figure: Figure) -> None:
             ("/route", {"question": f"heart {trick}"[:4000]}),
             ("/v1/chat/completions", {"model": "base", "messages": messages, "max_tokens": 2}),
         ):
-            status = httpx.post(f"{url}{path}", json=body).status_code
+            status = client.post(path, json=body).status_code
             assert status == 200 or (len(trick) > 400 and status in (400, 413)), (path, trick[:5], status)
             tried += 1
     for surrogate in ("\\ud800", "\\udfff", "\\ud800\\u0041", "x\\udc00"):
         for path, field in (("/ask", "question"), ("/generate", "prompt"), ("/v1/completions", "prompt")):
             content = json.dumps({field: "X"} | ({"model": "base"} if "v1" in path else {})).replace("X", surrogate)
-            assert httpx.post(f"{url}{path}", content=content.encode()).status_code == 400
+            assert client.post(path, content=content.encode()).status_code == 400
             tried += 1
     figure("inputs", "tricks of Unicode", tried, "words, or refused")
