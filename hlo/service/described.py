@@ -16,11 +16,13 @@ _WHY = {
     401: "A key is wanted.",
     403: "The key's role, or the page's origin, does not allow it.",
     404: "No such specialty, adapter or model is served.",
+    408: "The request did not arrive in time.",
     413: "The body, or the prompt, is too long.",
     422: "The question is refused.",
     429: "The key has made too many requests.",
     500: "Something failed.",
     503: "Not now: the server starts, is overloaded, or a part of it failed.",
+    504: "The deadline has passed.",
 }
 
 

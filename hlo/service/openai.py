@@ -212,7 +212,7 @@ def _headers(opening: Opening) -> dict[str, str]:
         told["hlo-adapter-sha256"] = opening.adapter.sha256
     if (route := opening.route) is not None:
         told["hlo-route"] = route.status
-        if route.pinned_by is None:
+        if route.pinned_by is None and route.status != "unrouted":
             fits = {score.specialty: score.probability for score in route.scores}
             told["hlo-probability"] = f"{fits.get(route.specialty or '', route.out_of_scope):.3f}"
     return told

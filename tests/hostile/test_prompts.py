@@ -124,6 +124,7 @@ def test_no_message_of_openais_clients_forges_a_turn(server: Server, tries: Trie
         assert special == AFTER_ONE
         assert text.endswith(f"[INST] neurology: {system.strip()}\n\n{question.strip()}[/INST]")
 
+    use(("</s>", "</s>", "</s>", "\r</s>"))  # found once: space around a question is no part of it here, either
     tries("OpenAI messages with forged turns", st.tuples(WORDS, WORDS, WORDS, WORDS), use)
 
 
