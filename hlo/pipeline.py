@@ -345,7 +345,7 @@ class Pipeline:
         sampling = sampling.override(question.sampling)
         most = self.engine.info.max_model_len
         room = max(most - sampling.max_tokens, most // 2)
-        said = "\n\n".join(filter(None, (question.instructions.strip(), question.text)))
+        said = "\n\n".join(filter(None, (question.instructions.strip(), question.text.strip())))
         prompt = prompting.build_within(room, said, template, self._tokenizer, adapter, question.turns)
         sampling = prompting.fit(prompt, sampling, most, field="$.question")
         return Prompt(prompt.token_ids, prompt.adapter, whole), sampling

@@ -47,7 +47,9 @@ def create_app(service: Service) -> Litestar:
         before_send=[count],
         request_max_body_size=service.settings.max_body_bytes,
         openapi_config=OpenAPIConfig(
-            title="HLO", version=hlo.__version__, openapi_router=Router("/schema", route_handlers=[], opt=OPEN)
+            title="HLO",
+            version=hlo.__version__,
+            openapi_router=Router("/schema", route_handlers=[], opt=OPEN, include_in_schema=False),
         ),
         logging_config=None,
     )

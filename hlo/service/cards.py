@@ -8,10 +8,16 @@ from litestar.exceptions import NotFoundException
 from litestar.params import FromPath
 
 from hlo.generation import adapters
+from hlo.service.described import replies
 from hlo.service.state import Service
 
 
-@get("/specialties/{name:str}/card", sync_to_thread=True, summary="The card of a specialty's adapter.")
+@get(
+    "/specialties/{name:str}/card",
+    sync_to_thread=True,
+    summary="The card of a specialty's adapter.",
+    responses=replies(),
+)
 def card(name: FromPath[str], service: NamedDependency[Service]) -> Response[str]:
     """The README.md that came with the adapter, as it was when the adapter was loaded: Markdown by a stranger."""
     entry = service.runtime.pipeline.catalog.find(name, field="name")

@@ -18,9 +18,10 @@ from hlo.catalog import BASE
 from hlo.errors import EngineError, HLOError, InvalidRequest, UnknownSpecialty
 from hlo.records import Answer, Completion, Delta, Opening, Question, Usage
 from hlo.service import openai_errors
+from hlo.service.described import Streams, openai_replies
 from hlo.service.openai_errors import told_as
 from hlo.service.openai_messages import conversation
-from hlo.service.openai_replies import ChatReply, Finish, Reply, TextReply
+from hlo.service.openai_replies import ChatCompletion, ChatReply, Finish, Reply, TextCompletion, TextReply
 from hlo.service.openai_wire import ChatRequest, CompletionRequest, ModelsView, ModelView
 from hlo.service.problems import problem, unforeseen
 from hlo.service.replies import streamed, unless_gone
@@ -36,7 +37,13 @@ _Events = AsyncGenerator[Opening | Delta | Answer | Completion, None]
 _MOST_TOKENS = 16  # what OpenAI's text completions generate unless told otherwise
 
 
-@post("/v1/chat/completions", status_code=200, summary="OpenAI's chat completions; model `auto` routes.")
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    summary="OpenAI's chat completions; model `auto` routes.",
+    operation_class=Streams,
+    responses=openai_replies(ChatCompletion),
+)
 async def chat_completions(
     data: JSONBody[ChatRequest], request: _Request, service: NamedDependency[Service]
 ) -> Response[Any]:
@@ -55,7 +62,13 @@ async def chat_completions(
         return await _reply(data, request, service, events, ChatReply)
 
 
-@post("/v1/completions", status_code=200, summary="OpenAI's completions: continue a raw prompt with a named adapter.")
+@post(
+    "/v1/completions",
+    status_code=200,
+    summary="OpenAI's completions: continue a raw prompt with a named adapter.",
+    operation_class=Streams,
+    responses=openai_replies(TextCompletion),
+)
 async def completions(
     data: JSONBody[CompletionRequest], request: _Request, service: NamedDependency[Service]
 ) -> Response[Any]:
@@ -75,13 +88,13 @@ async def completions(
         return await _reply(data, request, service, events, TextReply)
 
 
-@get("/v1/models", summary="The models that OpenAI's clients can name.")
+@get("/v1/models", summary="The models that OpenAI's clients can name.", responses=openai_replies(ModelsView))
 async def models(service: NamedDependency[Service]) -> ModelsView:
     """`auto`, `base`, and every specialty."""
     return ModelsView(tuple(_models(service).values()))
 
 
-@get("/v1/models/{model:str}", summary="One of the models.")
+@get("/v1/models/{model:str}", summary="One of the models.", responses=openai_replies(ModelView))
 async def model(model: FromPath[str], service: NamedDependency[Service]) -> ModelView:
     """One of those that `/v1/models` lists."""
     try:
@@ -199,7 +212,7 @@ def _headers(opening: Opening) -> dict[str, str]:
         told["hlo-adapter-sha256"] = opening.adapter.sha256
     if (route := opening.route) is not None:
         told["hlo-route"] = route.status
-        if route.pinned_by is None:
+        if route.pinned_by is None and route.status != "unrouted":
             fits = {score.specialty: score.probability for score in route.scores}
             told["hlo-probability"] = f"{fits.get(route.specialty or '', route.out_of_scope):.3f}"
     return told

@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
 from hlo.errors import EngineError, HLOError, InvalidRequest
-from hlo.records import Answer, Completion, Delta, Opening, Question
+from hlo.records import Answer, Completion, Delta, Opening, Question, Route
 from hlo.reload import Reloaded
 from hlo.service.access import ADMIN, OPEN, caller_of
+from hlo.service.described import Streams, replies
 from hlo.service.problems import problem, unforeseen
 from hlo.service.replies import streamed, unless_gone, whole_answer, whole_completion
 from hlo.service.standing import standing
@@ -42,7 +44,13 @@ from hlo.telemetry import metrics
 _Request = Request[Any, Any, Any]
 
 
-@post("/ask", status_code=200, summary="Ask a question; the right specialist answers.")
+@post(
+    "/ask",
+    status_code=200,
+    summary="Ask a question; the right specialist answers.",
+    operation_class=Streams,
+    responses=replies(AnswerView),
+)
 async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDependency[Service]) -> Response[Any]:
     """Route the question, generate with that specialty's adapter, and say which one it was and why.
 
@@ -57,7 +65,12 @@ async def ask(data: JSONBody[AskRequest], request: _Request, service: NamedDepen
     return streamed(_ask_events(first, events), events)
 
 
-@post("/route", status_code=200, summary="Route questions without answering them.")
+@post(
+    "/route",
+    status_code=200,
+    summary="Route questions without answering them.",
+    responses=replies(Route | RoutesView),
+)
 async def route(data: JSONBody[RouteRequest], request: _Request, service: NamedDependency[Service]) -> Response[Any]:
     """One question gives its route; a list gives `routes`, in order."""
     questions = [data.question] if isinstance(data.question, str) else data.question
@@ -72,7 +85,13 @@ async def route(data: JSONBody[RouteRequest], request: _Request, service: NamedD
     return Response(routes[0] if isinstance(data.question, str) else RoutesView(routes))
 
 
-@post("/generate", status_code=200, summary="Continue a raw prompt with a named adapter.")
+@post(
+    "/generate",
+    status_code=200,
+    summary="Continue a raw prompt with a named adapter.",
+    operation_class=Streams,
+    responses=replies(CompletionView),
+)
 async def generate(
     data: JSONBody[GenerateRequest], request: _Request, service: NamedDependency[Service]
 ) -> Response[Any]:
@@ -92,20 +111,32 @@ async def generate(
     return Response(CompletionView(text, AdapterView.of(end.adapter), model, end.usage, reason))
 
 
-@post("/switch-adapter", status_code=200, summary="Change the default adapter of /generate.", opt=ADMIN)
+@post(
+    "/switch-adapter",
+    status_code=200,
+    summary="Change the default adapter of /generate.",
+    opt=ADMIN,
+    responses=replies(SwitchView),
+)
 async def switch_adapter(data: JSONBody[SwitchAdapterRequest], service: NamedDependency[Service]) -> SwitchView:
     """Takes effect at once: every adapter is in the engine already, so nothing is loaded or restarted."""
     adapter, previous = service.switch(data.adapter_name, field="$.adapter_name")
     return SwitchView(AdapterView.of(adapter), AdapterView.of(previous))
 
 
-@get("/specialties", summary="What is served, and what was refused and why.")
+@get("/specialties", summary="What is served, and what was refused and why.", responses=replies())
 async def specialties(service: NamedDependency[Service]) -> SpecialtiesView:
     """Specialties with their adapters and packages."""
     return SpecialtiesView.of(service.runtime.pipeline.catalog)
 
 
-@post("/admin/specialties/reload", status_code=200, summary="Serve what is installed, without a restart.", opt=ADMIN)
+@post(
+    "/admin/specialties/reload",
+    status_code=200,
+    summary="Serve what is installed, without a restart.",
+    opt=ADMIN,
+    responses=replies(),
+)
 async def reload_specialties(request: _Request, service: NamedDependency[Service]) -> Reloaded:
     """Finds plugins and adapters anew. Answers that are running finish as they began."""
     return await service.reload(span_of(request))
@@ -117,7 +148,12 @@ async def healthz() -> HealthView:
     return HealthView()
 
 
-@get("/readyz", summary="Whether questions can be answered.", opt=OPEN)
+@get(
+    "/readyz",
+    summary="Whether questions can be answered.",
+    opt=OPEN,
+    responses=replies(ReadyView) | {503: ResponseSpec(ReadyView, generate_examples=False, description="Not yet.")},
+)
 async def readyz(request: _Request, service: NamedDependency[Service]) -> Response[ReadyView]:
     """200 with what is running, which without a key is not told, or 503 with what is being waited for."""
     try:

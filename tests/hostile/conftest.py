@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import warnings
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import SearchStrategy
 
+from hlo.assemble import Runtime
 from hlo.errors import HLOError
+from hlo.service.app import create_app
+from hlo.service.state import Service
+from hlo.settings import Settings
 from tests.figures import Figure
+from tests.service.conftest import serve as serve  # a fixture of this folder's, too
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeParts
 
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "100"))
 """Inputs for each property; `nox -s reliability` tries many more."""
@@ -57,3 +68,26 @@ def tries(figure: Figure) -> Tries:
         figure("inputs", what, tried, f"{refused} refused in words, {tried - refused} taken, no other error")
 
     return run
+
+
+@pytest.fixture
+def url(make_parts: MakeParts, clean_environment: object) -> Iterator[str]:
+    """The address of a server with fakes behind its routes, and uvicorn before them, as `hlo serve` has."""
+
+    async def start(chosen: Settings, metrics: Any, _: Any) -> Runtime:
+        return make_parts(metrics=metrics).runtime(chosen)
+
+    service = Service(Settings(), start)
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not (server.started and service.stage == "ready"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()

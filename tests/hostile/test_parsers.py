@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,11 +28,13 @@ from hlo.records import Adapter, Specialty
 from hlo.routing import calibration, labelled
 from hlo.telemetry import audit_check, tracing
 from hlo.telemetry.audit import Head, Keys, Record
+from tests import hub_stub
 from tests.hostile.strategies import DEEP, SENDABLE, TEXT, VALUES, cut, damaged, written
 
 if TYPE_CHECKING:
     from hlo.generation.base_model import BaseModel
     from tests.conftest import MakeAdapter
+    from tests.figures import Figure
     from tests.hostile.conftest import Tries
 
 pytestmark = [pytest.mark.reliability, pytest.mark.usefixtures("clean_environment")]
@@ -49,7 +52,8 @@ def reading(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], obj
 
 
 PARTS = ("hf://", "org/repo", "@main", "/folder", "@refs/pr/1")
-HUB = st.lists(st.sampled_from(PARTS) | TEXT, max_size=6).map("".join)
+NEAR = cut(b"hf://org/repo@main/folder").map(lambda one: one.decode("latin-1"))
+HUB = st.lists(st.sampled_from(PARTS) | TEXT, max_size=6).map("".join) | NEAR
 
 
 def test_hub_references(tries: Tries) -> None:
@@ -344,3 +348,26 @@ def test_a_reference_can_not_name_a_host_or_a_parent(text: str) -> None:
     """What looks like a way out of the hub is refused, or is the name of an organisation on it."""
     with pytest.raises(HubError, match="is no reference to a model hub"):
         Reference.parse(text)
+
+
+def test_no_reference_leads_to_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure) -> None:
+    """Whatever a reference looks like, HF_ENDPOINT alone is asked, and there for a model of that name."""
+    asked: list[str] = []
+    lookup = socket.getaddrinfo
+
+    def watched(host: str, *more: Any, **also: Any) -> Any:
+        asked.append(host)
+        return lookup(host, *more, **also)
+
+    monkeypatch.setattr(socket, "getaddrinfo", watched)
+    references = ("evil.host/x", "127.0.0.1/x", "localhost/x@main", "metadata.internal/latest@main/a", "x/y@refs/pr/1")
+    with hub_stub.serving(tmp_path / "cache") as hub:
+        for text in references:
+            with pytest.raises(HubError):
+                adapters.locate(Adapter(f"hf://{text}"), (), hub.open())
+        paths = {one.path for one in hub.asked if one.path != "/api/agent-harnesses"}  # huggingface_hub's own
+    assert len(paths) >= len(references)
+    names = tuple(f"{start}{text.split('@')[0]}/" for text in references for start in ("/", "/api/models/"))
+    assert [path for path in paths if not f"{path}/".startswith(names)] == []
+    assert set(asked) <= {"127.0.0.1"}
+    figure("inputs", "references that look like other hosts", len(references), "HF_ENDPOINT alone was asked")
