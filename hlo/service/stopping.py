@@ -30,7 +30,11 @@ class Stopping(ASGIMiddleware):
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 started.append(message)
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:
+                if "handler is closed" not in str(error):  # uvloop's, where the client went in this very moment
+                    raise
 
         try:
             await next_app(scope, receive, watched)

@@ -1,4 +1,4 @@
-"""vLLM's plugin hook for HLO's LoRA kernels: called in each of vLLM's processes, through an entry point.
+"""vLLM's plugin hook, called in each of vLLM's processes through an entry point: HLO's LoRA kernels, and no orphans.
 
 Nothing of vLLM changes unless HLO started it and asked for its own kernels (`additional_config`). Where vLLM is not as
 the kernels know it, its own stay in use, and the log says so.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 from typing import Any
+
+from hlo.generation.vllm_engine import orphan
 
 logger = logging.getLogger("hlo")
 
@@ -32,6 +34,7 @@ def register() -> None:
     """Make vLLM use HLO's wrapper where HLO asks for it (entry point group `vllm.general_plugins`)."""
     from vllm.platforms import current_platform
 
+    orphan.end_with_parent()
     if not current_platform.is_cuda():
         return
     platform = type(current_platform)

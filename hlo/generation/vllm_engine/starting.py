@@ -15,7 +15,7 @@ from typing import Any
 from hlo.contracts import EngineOptions
 from hlo.errors import ModelError, SettingsError
 from hlo.generation.memory import padded_rank
-from hlo.generation.vllm_engine import lora_plugin
+from hlo.generation.vllm_engine import lora_plugin, orphan
 from hlo.generation.vllm_engine.failures import causes, failure, wants_memory, watch
 from hlo.generation.vllm_engine.installed import version
 
@@ -32,6 +32,7 @@ def environment(options: EngineOptions) -> Iterator[None]:
         # The child must not be forked from a process that has threads and perhaps a GPU context.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
+        orphan.KEY: "1",
         "VLLM_LOGGING_LEVEL": "WARNING" if options.log_level == "info" else options.log_level.upper(),
     }
     if options.device == "cpu":
