@@ -67,6 +67,7 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     config["rule_files"][:] = [str(DEPLOY / "prometheus" / "rules.yml")]
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    (folder / "key").write_text("hlo_nobody_nothing")  # the configuration wants one, and a server without keys does not
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
