@@ -73,7 +73,9 @@ def _run_from(first: int, modules: Sequence[str], timeout_s: float) -> tuple[int
         told: Any = {"path": sys.path, "modules": list(modules[first:])}
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         try:
-            threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+            # The reader owns the stream from here: closed under its hands, it could fail, or keep who closes it waiting.
+            stream, process.stdout = process.stdout, None
+            threading.Thread(target=_read, args=(stream, lines), daemon=True).start()
             with cast("TextIO", process.stdin) as stdin:  # closed at once: who reads from it must not wait
                 stdin.write(json.dumps(told) + "\n")
             return _watch(process, lines, first, timeout_s)
@@ -100,8 +102,9 @@ def _watch(
 
 
 def _read(stream: TextIO, lines: queue.SimpleQueue[str]) -> None:
-    for line in stream:
-        lines.put(line.strip())
+    with stream:
+        for line in stream:
+            lines.put(line.strip())
     lines.put("")
 
 
