@@ -1,8 +1,10 @@
 """What does tracing every question cost? `/ask` with all spans sent to a real receiver, against `/ask` without.
 
-Two servers of the same model and adapters run in processes of their own, and the receiver in another. They are asked
-in turn, round after round, while the other one idles; rounds change who goes first. `--gpu`: Mistral-7B's shape, 64
-adapters, 256 clients; otherwise a small shape on the CPU. At most 2 % is what we want to pay.
+One server is asked the same questions in turn with and without tracing, round after round, and rounds change who goes
+first. Callers decide: the `traceparent` that they send says whether their question is sampled, and one that is not
+makes no span, in HLO or in vLLM. So both sides have the same processes, the same memory and the same engine. The
+receiver is a process of its own. `--gpu`: Mistral-7B's shape, 64 adapters, 256 clients; otherwise a small shape on the
+CPU. At most 2 % is what we want to pay.
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
+import secrets
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,18 +28,30 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
 
+import httpx
 import msgspec
 import psutil
+from msgspec import Struct
 
 from benchmarks import shaped, shapes
-from benchmarks.ask_at_scale import GPU, TINY, Load, over_http, rate
+from benchmarks.ask_at_scale import GPU, TINY, Load
 from benchmarks.report import median, tell
 from benchmarks.serving import serving
 from hlo.service.server import event_loop
 from tests.otlp import receiving
 
-SHORT = msgspec.structs.replace(TINY, clients=4, tokens=16, window_s=8.0, rounds=6)
-LONG = msgspec.structs.replace(GPU, window_s=8.0, rounds=5)
+QUESTIONS = 8  # that each client asks, one after the other, in a round
+
+
+class Side(Struct, frozen=True):
+    """What a round of one side showed: tokens per second, and the milliseconds of CPU that a question took."""
+
+    rate: float
+    cpu_ms: float
+
+
+SHORT = msgspec.structs.replace(TINY, clients=4, tokens=16, rounds=60)
+LONG = msgspec.structs.replace(GPU, rounds=8)
 
 
 async def serve(model: Path, engine: dict[str, Any]) -> None:
@@ -98,65 +115,92 @@ async def run(*, gpu: bool) -> None:
     load, config = (LONG, shapes.MISTRAL_7B) if gpu else (SHORT, shapes.TINY)
     engine: dict[str, Any] = {"max_model_len": 2048, "kv_cache_memory_bytes": (40 if gpu else 1) << 30}
     if gpu:
-        engine |= {"gpu_memory_utilization": 0.45, "compilation_config": {"cudagraph_capture_sizes": shapes.GRAPHS}}
+        engine |= {"gpu_memory_utilization": 0.9, "compilation_config": {"cudagraph_capture_sizes": shapes.GRAPHS}}
     else:
         engine |= {"enforce_eager": True, "dtype": "float32"}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = stack.enter_context(shaped.installed(folder, config, load.adapters))
         receiver = stack.enter_context(running("--receive"))
-        variables = {"traced": {"OTEL_EXPORTER_OTLP_ENDPOINT": address(receiver)}, "plain": {}}
-        given = ("--serve", str(model), json.dumps(engine))
-        started = {side: stack.enter_context(running(*given, **more)) for side, more in variables.items()}
-        servers = {side: (address(process), process) for side, process in started.items()}
+        sent = {"OTEL_EXPORTER_OTLP_ENDPOINT": address(receiver)}
+        server = stack.enter_context(running("--serve", str(model), json.dumps(engine), **sent))
+        url = address(server)
         processes = 8 if gpu else 1
         pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=get_context("spawn")))
-        rates, costs, questions = await measure(pool, servers, load, processes)
+        found = await measure(pool, url, server.pid, load, processes)
         await asyncio.sleep(6)  # longer than the exporter waits to send
+        end(server)
         spans = json.loads(end(receiver))
-    ratios = [one / other for one, other in zip(rates["traced"], rates["plain"], strict=True)]
+    questions = (load.rounds + 1) * load.clients * QUESTIONS
     print(f"{questions} questions were traced; spans that came: {spans}")
-    row = {
-        "traced tokens/s": median(rates["traced"]),
-        "plain tokens/s": median(rates["plain"]),
-        "ratio": median(ratios),
-        "lowest": min(ratios),
-        "highest": max(ratios),
-        "standard error": statistics.stdev(ratios) / len(ratios) ** 0.5,
-        "limit": 0.98,
-        "traced CPU ms": median(costs["traced"]),
-        "plain CPU ms": median(costs["plain"]),
+    pairs = list(zip(found["traced"], found["plain"], strict=True))
+    told: dict[str, Any] = {
         "spans a question": sum(spans.get(name, 0) for name in STAGES) / questions,
+        "rounds": load.rounds,
     }
-    tell("tracing", f"/ask with every question traced, over without; {load.clients} clients", [row])
+    speeds = row("tokens/s", [(one.rate, other.rate) for one, other in pairs])
+    costs = row("CPU ms a question", [(one.cpu_ms, other.cpu_ms) for one, other in pairs])
+    rows = [speeds | {"limit": 0.98} | told, costs | {"limit": 1.02} | told]
+    tell("tracing", f"/ask with every question traced, over without; {load.clients} clients", rows)
+
+
+def row(what: str, pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Both sides' medians, the mean of the rounds' ratios, and how far that may be off."""
+    ratios = [traced / plain for traced, plain in pairs]
+    return {
+        "what": what,
+        "traced": median([traced for traced, _ in pairs]),
+        "plain": median([plain for _, plain in pairs]),
+        "ratio": statistics.mean(ratios),
+        "standard error": statistics.stdev(ratios) / len(ratios) ** 0.5,
+    }
 
 
 STAGES = ("POST /ask", "route", "encode", "score", "prompt", "generate", "llm_request")
 
 
 async def measure(
-    pool: ProcessPoolExecutor, servers: dict[str, tuple[str, subprocess.Popen[str]]], load: Load, processes: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
-    """By side, each round's tokens per second and CPU milliseconds for a question; and how many were traced.
+    pool: ProcessPoolExecutor, url: str, server: int, load: Load, processes: int
+) -> dict[str, list[Side]]:
+    """Each side's rounds. A first round warms the server.
 
-    The CPU's time is that of a server with its engine: what else runs on the machine hardly moves it. A first round
-    warms both sides.
+    The CPU's time is that of the server with its engine, and lasts until its spans are sent, but for the last few.
     """
-    rates: dict[str, list[float]] = {side: [] for side in servers}
-    costs: dict[str, list[float]] = {side: [] for side in servers}
-    questions = 0
+    found: dict[str, list[Side]] = {"traced": [], "plain": []}
+    loop = asyncio.get_running_loop()
     for number in range(load.rounds + 1):
-        for side in sorted(servers, reverse=number % 2 == 0):
-            url, process = servers[side]
-            before = cpu_s(process.pid)
-            ended = await over_http(pool, "ask", url, load, processes)
-            cost = (cpu_s(process.pid) - before) / sum(one.tokens for one in ended) * load.tokens * 1e3
-            print(f"{side}: {rate(ended, load):,.0f} tokens/s, {cost:.2f} ms of CPU a question", flush=True)
+        for side in sorted(found, reverse=number % 2 == 0):
+            before, clock = cpu_s(server), time.perf_counter()
+            parts = [range(first, load.clients, processes) for first in range(processes)]
+            jobs = [loop.run_in_executor(pool, ask, url, load, part, number, side == "traced") for part in parts]
+            tokens = sum(await asyncio.gather(*jobs))
+            rate = tokens / (time.perf_counter() - clock)
+            cost = (cpu_s(server) - before) / (load.clients * QUESTIONS) * 1e3
+            print(f"{side}: {rate:,.0f} tokens/s, {cost:.2f} ms of CPU a question", flush=True)
             if number:
-                rates[side].append(rate(ended, load))
-                costs[side].append(cost)
-            questions += len(ended) if side == "traced" else 0
-    return rates, costs, questions
+                found[side].append(Side(rate, cost))
+    return found
+
+
+def ask(url: str, load: Load, clients: range, turn: int, sampled: bool) -> int:
+    """The work of one process of clients in one round; gives the tokens that came."""
+
+    async def one(client: httpx.AsyncClient, number: int) -> int:
+        chance, tokens = random.Random(f"{number} {turn}"), 0
+        for _ in range(QUESTIONS):
+            asked = shaped.question(chance.randrange(load.adapters), chance.randrange(10**9))
+            parent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{sampled:02d}"
+            body = {"question": asked, "max_tokens": load.tokens}
+            said = await client.post("/ask", json=body, headers={"traceparent": parent})
+            tokens += said.raise_for_status().json()["usage"]["completion_tokens"]
+        return tokens
+
+    async def all_of_them() -> int:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+            return sum(await asyncio.gather(*(one(client, number) for number in clients)))
+
+    return asyncio.run(all_of_them())
 
 
 def cpu_s(pid: int) -> float:
