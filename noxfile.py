@@ -35,6 +35,7 @@ TESTING = (
     "psutil>=6",
     "pytest>=8.3,<10",
     "pytest-asyncio>=0.25,<2",
+    "pytest-xdist>=3.6,<4",
     "pyyaml>=6,<7",
     "schemathesis>=4.32,<5",
 )
@@ -43,6 +44,8 @@ EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
 EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
 SERVING = ("ask", "fairness", "scaleout", "soak", "starvation", "switch", "tracing")
 BENCHMARKS = (*SERVING, "eight_bit", "lora", "memory", "red_flags", "routing")
+# Tests mostly wait for one thread: a server that starts, or their own. Slow files come first, and should begin first.
+SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup", "--no-loadscope-reorder")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 
@@ -58,7 +61,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests, with the real server, engine and encoder (`-- -k NAME` and other pytest arguments)."""
     _install_for_tests(session)
     _with_chromium()
-    session.run("python", "-m", "pytest", *session.posargs, env={"PATH": _with_prometheus(session)})
+    session.run("python", "-m", "pytest", *SIDE_BY_SIDE, *session.posargs, env={"PATH": _with_prometheus(session)})
 
 
 @nox.session

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import hypothesis
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -38,6 +39,7 @@ from hlo.telemetry.audit import Audit
 from hlo.telemetry.metrics import Metrics
 from hlo.telemetry.tracing import Tracing
 from hlo.testing import CharacterTokenizer, EchoEngine, HashingEncoder
+from tests.embeddings import embeddings
 from tests.figures import figure  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -119,6 +121,26 @@ class MakeAdapter(Protocol):
         kinds: tuple[str, ...] = ("q_proj", "v_proj"),
     ) -> Path:
         """Write an adapter and return its folder."""
+
+
+def pytest_configure() -> None:
+    """Have one folder of embeddings for all processes that tests run in or start, one thread each, and no time limits.
+
+    They start after this. On cores that are shared, threads that wait for each other take ten times longer than one.
+    """
+    embeddings()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    hypothesis.settings.register_profile("busy", deadline=None)  # a machine that does more than this test is no error
+    hypothesis.settings.load_profile("busy")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a file in one process and in order, as they share servers; a file can name others to go with."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent).with_suffix(""))))
 
 
 def make_version(name: str) -> AdapterVersion:

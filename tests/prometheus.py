@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from msgspec import Struct
 
+from tests.ports import free_port
 from tests.promql import DEPLOY
 
 
@@ -68,9 +68,7 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     (folder / "key").write_text("hlo_nobody_nothing")  # the configuration wants one, and a server without keys does not
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     options = (f"--storage.tsdb.path={folder / 'data'}", "--enable-feature=exemplar-storage")
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(

@@ -24,9 +24,12 @@ from hlo.records import Adapter, Specialty
 from hlo.routing import background, bank
 from hlo.routing.background import Background
 from hlo.routing.bank import Bank, Group
+from hlo.routing.cache import CachedEncoder
 from hlo.routing.decision import Scale, Thresholds, decide
 from hlo.scaffold import Written
 from hlo.settings import Settings
+from hlo.testing.remembering import Remembering
+from tests.embeddings import cache_dir, embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -146,43 +149,51 @@ def test_wheel_is_taken(specialty: Specialty, site: Path, tmp_path: Path) -> Non
     assert (version.rank, version.modules) == (4, ("q_proj", "v_proj"))
 
 
-def test_its_own_tests_pass(written: Written, site: Path) -> None:
+def test_its_own_tests_pass(written: Written, site: Path, tmp_path: Path) -> None:
     """The package's own tests pass where it is installed: HLO's rules, its template and its routing."""
     environment = os.environ | {"PYTHONPATH": str(site), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
     environment["HLO_ENGINE"] = "transformers"  # what an author has, and soon up
+    environment["HLO_CACHE_DIR"] = str(cache_dir(tmp_path))
     said = run(["-m", "pytest", str(written.folder)], env=environment)
     assert re.search(r"3 passed in", said), said
 
 
+@pytest.fixture(scope="module")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the type checker knows of HLO and of the libraries, for all packages that it checks."""
+    return tmp_path_factory.mktemp("mypy")
+
+
 @pytest.mark.parametrize(("name", "title"), [("rheumatology", None), ("n" * 64, LONG), ("ent", "ENT")])
-def test_style_and_types(name: str, title: str | None, tmp_path: Path) -> None:
+def test_style_and_types(name: str, title: str | None, tmp_path: Path, mypy_cache: Path) -> None:
     """What is written passes the linter and the type checker, by HLO's rules and by its own, for any name and title."""
     folder = scaffold.write(name, title, tmp_path).folder
     for rules in ([], ["--config", str(REPOSITORY / "pyproject.toml")]):
         run(["-m", "ruff", "check", "--no-cache", *rules, "."], cwd=folder)
         run(["-m", "ruff", "format", "--no-cache", "--check", *rules, "."], cwd=folder)
-    run(["-m", "mypy", "--cache-dir", os.devnull, "--strict", "src", "tests"], cwd=folder)
+    run(["-m", "mypy", "--cache-dir", str(mypy_cache), "--strict", "src", "tests"], cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    """The real encoder."""
+    """The real encoder, which embeds each question once."""
     from hlo.assemble import load_encoder
 
-    return load_encoder(Settings(), plugins.Hooks())
+    return Remembering(load_encoder(Settings(), plugins.Hooks()))
 
 
 @pytest.fixture(scope="module")
 def neighbours(encoder: Encoder) -> list[Group]:
     """The examples of this checkout's specialties."""
     offers = plugins.discover(plugins.installed()).offers
-    return [bank.group(one, encoder) for offer in offers for one in offer.specialties]
+    kept = CachedEncoder(encoder, embeddings())
+    return [bank.group(one, kept) for offer in offers for one in offer.specialties]
 
 
 @pytest.fixture(scope="module")
 def others(encoder: Encoder) -> Background:
     """What no specialty of this checkout answers."""
-    return Background.load(encoder)
+    return Background.load(CachedEncoder(encoder, embeddings()))
 
 
 @pytest.mark.parametrize("title", [*(name.capitalize() for name in NAMES), "ENT"])

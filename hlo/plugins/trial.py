@@ -73,7 +73,7 @@ def _run_from(first: int, modules: Sequence[str], timeout_s: float) -> tuple[int
         told: Any = {"path": sys.path, "modules": list(modules[first:])}
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         try:
-            # The reader owns the stream from here: closed under its hands, it could fail, or keep who closes it waiting.
+            # The reader owns the stream: closed under its hands, it could fail, or keep who closes it waiting.
             stream, process.stdout = process.stdout, None
             threading.Thread(target=_read, args=(stream, lines), daemon=True).start()
             with cast("TextIO", process.stdin) as stdin:  # closed at once: who reads from it must not wait

@@ -21,6 +21,7 @@ from hlo.records import Route, Specialty
 from hlo.routing import background, bank, labelled
 from hlo.routing.background import Background
 from hlo.routing.bank import Bank, Group
+from hlo.routing.cache import CachedEncoder
 from hlo.routing.decision import Scale, Thresholds, decide
 from hlo.routing.evaluation import NOWHERE, Confusion
 from hlo.testing.remembering import Remembering
@@ -132,18 +133,20 @@ def audit(
     questions: Sequence[Asked] = (),
     *,
     others: bool = True,
+    cache: Path | None = None,
 ) -> Audit:
     """Route every example and every question without and with the specialties `new`.
 
-    `installed` are all others; `others` compares with the background, too. Raises `PluginError` when a new specialty
-    has no usable examples, and `EncoderError`.
+    `installed` are all others; `others` compares with the background, too, whose embeddings are kept in the folder
+    `cache`, where a server keeps them. Raises `PluginError` when a new specialty has no usable examples, and
+    `EncoderError`.
     """
     known = Remembering(encoder)
     texts = [text for one in (*installed, *new) for text in all_examples(one)]
     known.encode([*texts, *(one.text for one in questions)])  # at once: an encoder is quickest with large batches
     old, left_out = _groups(installed, known)
     added = tuple(bank.group(one, known) for one in new)
-    behind = Background.load(known) if others else Background()
+    behind = Background.load(CachedEncoder(known, cache) if cache else known) if others else Background()
     before_bank, after_bank = (
         Bank.of(among, background.uncovered(behind, among), dimension=known.dimension) for among in (old, old + added)
     )

@@ -28,16 +28,22 @@ PATIENCE_MS = 30_000  # as long as the page may take to show something, on a mac
 
 
 class Visit(Struct, frozen=True):
-    """A page in a browser of its own, at a server's address, and what happened so far."""
+    """A page in a browser of its own, at a server's address, and what happened so far.
+
+    `tokens` are the most that an answer may have; None leaves the specialty's default.
+    """
 
     page: Page
     url: str
     requests: list[Request]
     complaints: list[str]
+    tokens: int | None = None
 
     def ask(self, question: str) -> None:
         """Ask, by the keyboard, and wait for the whole answer or for a problem."""
         turns = self.page.locator(".turn").count()
+        if self.tokens:
+            self.page.locator("#max_tokens").evaluate("(one, most) => { one.value = most; }", self.tokens)
         self.page.locator("#question").fill(question)
         self.page.keyboard.press("Enter")
         last = self.page.locator(".turn").nth(turns)
@@ -65,11 +71,11 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
+def visiting(browser: Browser, url: str, tokens: int | None = None, **context: Any) -> Iterator[Visit]:
     """Open the console, as somebody who was never there. It must ask nobody else for anything, and break no policy."""
     with browser.new_context(**context) as visitor:
         page = visitor.new_page()
-        visit = Visit(page, url, [], [])
+        visit = Visit(page, url, [], [], tokens)
         page.on("request", lambda request: visit.requests.append(request))
         page.on("pageerror", lambda error: visit.complaints.append(str(error)))
         page.on("console", lambda said: visit.complaints.append(said.text) if said.type == "error" else None)

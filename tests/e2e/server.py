@@ -7,17 +7,17 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 from msgspec import Struct
+
+from tests.embeddings import cache_dir
 
 START_LIMIT_S = 300
 STOP_LIMIT_S = 90
@@ -34,6 +34,11 @@ class Server(Struct, frozen=True):
         """A client for it."""
         return httpx.Client(base_url=self.url, timeout=120)
 
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Get something, with the patience that a busy machine needs."""
+        with self.client() as client:
+            return client.get(path, **options)
+
     def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         """Send one request."""
         with self.client() as client:
@@ -49,25 +54,16 @@ class Server(Struct, frozen=True):
 
     def wait_for(self, line: str, value: float) -> None:
         """Wait until a metric has a value."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while (found := self.metric(line)) != value:
             assert time.monotonic() < deadline, f"{line} stayed at {found}, not {value}"
             time.sleep(0.1)
 
 
-@cache
-def _embeddings() -> tempfile.TemporaryDirectory[str]:
-    """Where all servers of a run keep embeddings of examples: to make them takes longer than all else of a start."""
-    return tempfile.TemporaryDirectory(prefix="hlo-embeddings-")
-
-
 def settings_only(folder: Path, **environment: str) -> dict[str, str]:
     """The process's environment with no HLO setting but a cache in `folder`, and `environment`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HLO_")}
-    (folder / "cache").mkdir(exist_ok=True)
-    if not (folder / "cache/embeddings").exists():
-        (folder / "cache/embeddings").symlink_to(_embeddings().name)
-    return clean | {"HLO_CACHE_DIR": str(folder / "cache")} | environment
+    return clean | {"HLO_CACHE_DIR": str(cache_dir(folder))} | environment
 
 
 def spawn(
@@ -107,7 +103,7 @@ def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(how)
     assert process.wait(STOP_LIMIT_S) == 0
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, f"left behind: {alive}"
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.e2e.reference import ADAPTERS, files
 from tests.e2e.server import Server
 
+pytestmark = pytest.mark.xdist_group("server")  # the one of the whole session
+
 SPECIALTIES = sorted(path.parent.name for path in ADAPTERS.glob("*/adapter_config.json"))
 
 # One question for each specialty, in a patient's words.
@@ -48,11 +50,11 @@ def events(text: str) -> list[tuple[str, Any]]:
 
 def test_every_embedded_specialty_is_served(server: Server) -> None:
     """All specialties of this checkout are ready, and none was refused."""
-    ready = httpx.get(f"{server.url}/readyz").json()
+    ready = server.get("/readyz").json()
     assert sorted(ready["specialties"]) == SPECIALTIES == sorted(ASKED)
     assert ready["refused"] == []
     assert ready["engine"]["engine"] == "vllm"
-    listed = httpx.get(f"{server.url}/specialties").json()["specialties"]
+    listed = server.get("/specialties").json()["specialties"]
     assert {one["name"]: one["adapter"]["sha256"] for one in listed} == {
         name: content_hash(name) for name in SPECIALTIES
     }
@@ -122,7 +124,7 @@ def test_a_follow_up_stays_with_its_specialist(server: Server) -> None:
 
 def test_the_thresholds_in_force_are_told(server: Server) -> None:
     """`/readyz` says where decisions change, and that this rests on the settings."""
-    ready = httpx.get(f"{server.url}/readyz").json()
+    ready = server.get("/readyz").json()
     assert set(ready["thresholds"]) == {"min_in_scope", "min_probability"}
     assert ready["thresholds_from"]["kind"] == "settings"
     assert ready["thresholds_from"]["refused"] is None
@@ -199,7 +201,7 @@ def test_metrics_tell_of_questions_and_of_vllm(server: Server) -> None:
     server.post("/ask", {"question": "x", "specialty": "hematology", "max_tokens": 2})
     assert server.metric(line) == before + 1
     assert server.metric('vllm:generation_tokens_total{engine="0",model_name="hlo-demo-10m"}') > 0
-    text = httpx.get(f"{server.url}/metrics").text
+    text = server.get("/metrics").text
     for family in ("hlo_routing_seconds", "hlo_first_token_seconds", "hlo_answer_seconds", "hlo_tokens"):
         assert f"# TYPE {family}" in text
     assert "lora_requests_info" not in text
@@ -248,7 +250,7 @@ def test_a_client_that_leaves_stops_the_engine(server: Server, *, stream: bool) 
                 assert next(response.iter_lines()) == "event: route"
         else:
             with pytest.raises(httpx.ReadTimeout):
-                client.post("/ask", json=body, timeout=0.5)
+                client.post("/ask", json=body, timeout=1.5)
     server.wait_for(gone, before + 1)
     server.wait_for('vllm:num_requests_running{engine="0",model_name="hlo-demo-10m"}', 0)
     server.wait_for("hlo_questions_running", 0)

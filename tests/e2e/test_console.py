@@ -24,6 +24,7 @@ CHEST = ASKED["cardiology"]
 FACE = "My face droops on one side and I can't lift my arm since this morning"
 CANARY = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>'
 TRACE_URL = "http://jaeger.example/trace/{trace_id}"
+TOKENS = 64  # enough for some sentences
 VIEWS = ("", "#specialties", "#specialties/cardiology", "#server")
 # What a page looks like from the inside, each time that its last answer changes.
 WATCH = """() => {
@@ -81,7 +82,7 @@ def started(browser: Browser, receiver: Receiver, tmp_path_factory: pytest.TempP
     )
     try:
         url = wait_listening(process, log)
-        with visiting(browser, url) as visit:
+        with visiting(browser, url, TOKENS) as visit:
             page = visit.page
             expect(page.locator("#banner")).to_be_visible()
             banner, state = page.locator("#banner").inner_text(), page.locator("#state").inner_text()
@@ -110,7 +111,7 @@ def server(started: Started) -> Server:
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Visit]:
     """The console, opened by somebody new."""
-    with visiting(browser, server.url) as opened:
+    with visiting(browser, server.url, TOKENS) as opened:
         expect(opened.page.locator("#specialty option")).to_have_count(11)
         yield opened
 
@@ -128,7 +129,7 @@ def test_an_answer_arrives_in_pieces(visit: Visit, server: Server) -> None:
     page = visit.page
     page.evaluate(WATCH)
     visit.ask(CHEST)
-    told = server.post("/ask", {"question": CHEST}).json()
+    told = server.post("/ask", {"question": CHEST, "max_tokens": TOKENS}).json()
     seen = page.evaluate("window.seen")
     lengths = [length for length, _ in seen]
     assert lengths == sorted(lengths)
@@ -204,7 +205,7 @@ def test_two_answer_side_by_side(visit: Visit, server: Server) -> None:
     assert page.locator(".answerer").all_inner_texts() == ["Cardiology", "Base model"]
     assert page.locator(".evidence").count() == 1
     texts = page.locator(".text").all_inner_texts()
-    alone = {"question": CHEST, "specialty": "base"}
+    alone = {"question": CHEST, "specialty": "base", "max_tokens": TOKENS}
     assert texts[1] == server.post("/ask", alone).json()["answer"].strip()
     assert texts[0] != texts[1]
     assert "Adapter none" in " ".join(page.locator(".provenance").nth(1).inner_text().split())
@@ -448,7 +449,7 @@ def test_nothing_is_kept(visit: Visit) -> None:
 def test_everybody_can_use_it(theme: str, browser: Browser, server: Server) -> None:
     """axe finds nothing in any view, in either theme, and on a narrow screen nothing has to be scrolled sideways."""
     axe, found = Axe(), list[str]()
-    with visiting(browser, server.url, color_scheme=theme, reduced_motion="reduce") as visit:
+    with visiting(browser, server.url, TOKENS, color_scheme=theme, reduced_motion="reduce") as visit:
         page = visit.page
         expect(page.locator("#specialty option")).to_have_count(11)
         assert page.locator("html").get_attribute("data-theme") == theme
@@ -488,7 +489,7 @@ def test_everybody_can_use_it(theme: str, browser: Browser, server: Server) -> N
 def test_the_theme_can_be_chosen(browser: Browser, server: Server) -> None:
     """The page begins in the system's theme; a button changes it, and the choice is remembered."""
     ground = "getComputedStyle(document.body).backgroundColor"
-    with visiting(browser, server.url, color_scheme="light") as visit:
+    with visiting(browser, server.url, TOKENS, color_scheme="light") as visit:
         page = visit.page
         light = page.evaluate(ground)
         button = page.get_by_role("button", name="Dark theme")

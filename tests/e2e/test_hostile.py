@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import httpx
-
 from tests.e2e import hostile
 from tests.e2e.reference import ADAPTERS
 from tests.e2e.server import running
@@ -24,10 +22,11 @@ def test_hostile_plugins_are_refused_and_the_good_ones_answer(tmp_path: Path) ->
         ADAPTER_PATH=str(adapters),
         PYTHONPATH=str(tmp_path / "site"),
         HLO_PLUGIN_TIMEOUT_S="4",
+        HLO_ENGINE="transformers",
         HLO_MODE="production",
         HLO_PLUGINS="-genetics",
     ) as server:
-        ready = httpx.get(f"{server.url}/readyz").json()
+        ready = server.get("/readyz").json()
         good = sorted(set(SPECIALTIES) - {"genetics"})
         assert sorted(ready["specialties"]) == good
         refused = {one["plugin"]: one for one in ready["refused"]}
@@ -36,7 +35,7 @@ def test_hostile_plugins_are_refused_and_the_good_ones_answer(tmp_path: Path) ->
         assert missed == {}
         assert len({one["reason"] for one in refused.values()}) == len(wanted)
         assert all(one["remedy"] for one in refused.values())
-        assert httpx.get(f"{server.url}/specialties").json()["off"] == ["genetics"]
+        assert server.get("/specialties").json()["off"] == ["genetics"]
         for name in good:
             answer = server.post("/ask", {"question": ASKED[name], "specialty": name, "max_tokens": 8}).json()
             assert answer["adapter"]["name"] == name

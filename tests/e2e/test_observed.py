@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx
 import pytest
 from msgspec import Struct
 from prometheus_client.openmetrics import parser
@@ -97,7 +96,7 @@ def ask(server: Server, times: int) -> list[str]:
 
 def live(server: Server) -> dict[str, set[str]]:
     """The names of all samples of a scrape, each with its labels; families without samples count too."""
-    text = httpx.get(f"{server.url}/metrics", headers=OPENMETRICS).text
+    text = server.get("/metrics", headers=OPENMETRICS).text
     found: dict[str, set[str]] = {}
     for family in parser.text_string_to_metric_families(text):  # type: ignore[no-untyped-call]
         for sample in family.samples:
@@ -124,7 +123,7 @@ def test_the_dashboard_and_the_alerts_name_what_is_live(observed: Observed) -> N
 
 def test_promtool_takes_what_is_live(observed: Observed) -> None:
     """Prometheus' own checker has nothing to say of HLO's metrics. vLLM's names have a colon, of which it complains."""
-    done = promtool("check", "metrics", given=httpx.get(f"{observed.server.url}/metrics").text)
+    done = promtool("check", "metrics", given=observed.server.get("/metrics").text)
     complaints = [line for line in done.stderr.splitlines() if not line.startswith("vllm:")]
     assert complaints == []
     assert done.returncode in (0, 3)  # 3: it complained
@@ -132,7 +131,7 @@ def test_promtool_takes_what_is_live(observed: Observed) -> None:
 
 def test_adapters_take_turns(observed: Observed) -> None:
     """With two places, an adapter that gets one takes another's, and both are counted."""
-    text = httpx.get(f"{observed.server.url}/metrics").text
+    text = observed.server.get("/metrics").text
     turns, evictions = (
         sum(float(value) for value in re.findall(rf"^hlo_adapter_{name}_total{{.*}} (.*)$", text, re.MULTILINE))
         for name in ("turns", "evictions")

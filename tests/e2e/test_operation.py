@@ -10,12 +10,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import httpx
+import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.reference import ADAPTERS
 from tests.e2e.server import Server, running, settings_only, spawn, stop
 from tests.e2e.test_answers import ASKED, SPECIALTIES, events
+
+pytestmark = pytest.mark.xdist_group("server")  # the one of the whole session
 
 
 def _spoil(adapters: Path) -> dict[str, str]:
@@ -49,7 +51,7 @@ def test_bad_adapters_are_refused_by_name_and_the_rest_serve(tmp_path: Path) -> 
     adapters = tmp_path / "adapters"
     reasons = _spoil(adapters)
     with running(tmp_path, ADAPTER_PATH=str(adapters), HLO_OUT_OF_SCOPE="refuse") as server:
-        ready = httpx.get(f"{server.url}/readyz").json()
+        ready = server.get("/readyz").json()
         assert sorted(ready["specialties"]) == sorted(set(SPECIALTIES) - set(reasons))
         refused = {one["specialty"]: one for one in ready["refused"]}
         assert sorted(refused) == sorted(reasons)

@@ -107,7 +107,7 @@ def test_who_has_no_key_gets_nothing(guarded: Guarded) -> None:
 
 def test_a_full_line_refuses_at_once_and_the_others_finish(guarded: Guarded, figure: Figure) -> None:
     """Beyond what engine and line hold, questions get 503 and Retry-After at once; the others are answered."""
-    number, tokens = 60, {"max_tokens": 48, "temperature": 1.5}
+    number, tokens = 60, {"max_tokens": 24, "temperature": 1.5}
     with ThreadPoolExecutor(number) as pool:
         began = time.monotonic()
         asked = [pool.submit(guarded.ask, "hot", **tokens) for _ in range(number)]
@@ -137,7 +137,7 @@ def test_a_calm_key_does_not_wait_for_a_hot_one(guarded: Guarded, figure: Figure
 
     def keep_asking() -> None:
         while not over.is_set():
-            status, at, _ = guarded.ask("hot", max_tokens=24, temperature=1.5)
+            status, at, _ = guarded.ask("hot", max_tokens=12, temperature=1.5)
             if status == 200:
                 hot.append(at)
             else:
@@ -151,7 +151,7 @@ def test_a_calm_key_does_not_wait_for_a_hot_one(guarded: Guarded, figure: Figure
         for _ in range(4):
             guarded.until(lambda: guarded.metric("hlo_questions_waiting") >= LINE / 2)
             waiting, since = guarded.metric("hlo_questions_waiting"), time.monotonic()
-            status, at, _ = guarded.ask("calm", max_tokens=24, temperature=1.5)
+            status, at, _ = guarded.ask("calm", max_tokens=12, temperature=1.5)
             assert status == 200
             ahead.append((waiting, sum(since < one < at for one in hot)))
     finally:
@@ -177,7 +177,7 @@ def test_a_deadline_holds_in_the_engine_and_in_the_line(guarded: Guarded) -> Non
     found = events(streamed.text)
     assert (streamed.status_code, found[0][0], found[-1][0]) == (200, "route", "problem")
     assert found[-1][1]["type"] == "urn:hlo:problem:deadline-exceeded"
-    long = {"max_tokens": 64, "temperature": 2.0}
+    long = {"max_tokens": 24, "temperature": 2.0}
     with ThreadPoolExecutor(8) as pool:
         others: list[Future[tuple[int, float, httpx.Response]]] = [
             pool.submit(guarded.ask, "hot", **long) for _ in range(6)

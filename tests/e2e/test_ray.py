@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import pytest
 from tests.e2e.reference import BASE, Reference
 from tests.e2e.server import START_LIMIT_S, settings_only
 from tests.e2e.test_answers import SPECIALTIES
+from tests.ports import free_port
 
 pytest.importorskip("ray", reason="Ray is not installed: `nox -s ray` installs it")
 
@@ -42,9 +42,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(log: Path) -> Iterator[str]:
     """`serve run` with two replicas of the engine `transformers`, as a process of its own; gives HLO's address."""
     folder = log.parent
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "serve.yaml"
     config.write_text(
         json.dumps(

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import uuid
@@ -20,6 +19,8 @@ import pytest
 from msgspec import Struct
 
 from tests.e2e.environment import ROOT, Environment, build, create
+from tests.embeddings import cache_dir
+from tests.ports import free_port
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 COMMAND_LIMIT_S = 300
@@ -148,15 +149,12 @@ class Shell:
 
 def variables(environment: Environment, folder: Path) -> dict[str, str]:
     """What a reader's shell would have, with a free port, and without a way to any index or hub."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     kept = {name: value for name, value in environment.variables.items() if not name.startswith(("PYTEST_", "PIP_"))}
     return kept | {
         "COLUMNS": "100",
         "HF_HUB_OFFLINE": "1",
-        "HLO_CACHE_DIR": str(folder / "cache"),
-        "HLO_PORT": str(port),
+        "HLO_CACHE_DIR": str(cache_dir(folder)),
+        "HLO_PORT": str(free_port()),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_NO_BUILD_ISOLATION": "0",  # pip takes this for the value of `build_isolation`
         "PIP_NO_INDEX": "1",

@@ -70,7 +70,7 @@ def reload(server: Server) -> dict[str, Any]:
 
 def test_a_wheel_from_the_scaffold_answers(server: Server) -> None:
     """The specialty that was installed as a wheel is served from its own package data, and gets its questions."""
-    specialties = {one["name"]: one for one in httpx.get(f"{server.url}/specialties").json()["specialties"]}
+    specialties = {one["name"]: one for one in server.get("/specialties").json()["specialties"]}
     assert sorted(specialties) == ["cardiology", "rheumatology"]
     assert specialties["rheumatology"]["version"] == "0.1.0"
     assert re.search(r"site-packages/hlo_rheumatology/adapter$", specialties["rheumatology"]["adapter_source"])

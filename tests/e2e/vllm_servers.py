@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import httpx
 
 from hlo.generation.base_model import EMBEDDED_NAME, embedded_root
 from tests.e2e.server import START_LIMIT_S
+from tests.ports import free_port
 
 MODEL = embedded_root() / "models" / EMBEDDED_NAME
 
@@ -24,9 +24,7 @@ class VllmProcess:
     """One server, which can be killed and started again at the same address."""
 
     def __init__(self, folder: Path, *, slots: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"vllm-{self.port}.log"
         self._slots = slots

@@ -121,7 +121,7 @@ def test_a_killed_engine_comes_back(server: Server, figure: Figure) -> None:
         assert client.post("/route", json={"question": ASKED["oncology"]}).json()["specialty"] == "oncology"
 
     deadline = killed + 240
-    while httpx.get(f"{server.url}/readyz").status_code != 200:
+    while server.get("/readyz").status_code != 200:
         assert server.process.poll() is None, server.log.read_text()[-4000:]
         assert time.monotonic() < deadline, server.log.read_text()[-4000:]
         time.sleep(0.2)
@@ -138,7 +138,7 @@ def test_a_killed_engine_comes_back(server: Server, figure: Figure) -> None:
     assert weights.read_bytes() == whole
     assert server.metric('hlo_engine_restarts_total{outcome="done"}') == 1
     assert server.metric("hlo_questions_running") == 0
-    assert "vllm:request_success_total" in httpx.get(f"{server.url}/metrics").text
+    assert "vllm:request_success_total" in server.get("/metrics").text
     assert not [one for one in (core, *workers) if one.is_running()]
     assert len(engine_processes(server)) == 1 + len(workers)
     outcome = f"all told in {told_s:.1f} s, ready again by itself after {ready_s:.0f} s, same answers"

@@ -119,7 +119,7 @@ def test_an_encoder_that_fails_costs_nobody_else(server: Server, folder: Path, f
                 assert "chest" not in json.dumps(told)
             assert ask(server, specialty="cardiology").json()["specialty"] == "cardiology"
             problem(server.post("/route", {"question": "x"}), 503, "encoder-error")
-            assert httpx.get(f"{server.url}/readyz").status_code == 200
+            assert server.get("/readyz").status_code == 200
     finally:
         (folder / "encoder").unlink()
     mended, deadline = time.monotonic(), time.monotonic() + 60
@@ -151,7 +151,7 @@ def test_a_full_disk_lets_no_answer_out_unrecorded(server: Server, folder: Path,
         assert found[-1][0] == "problem"
         assert found[-1][1]["type"] == "urn:hlo:problem:audit-error"
         assert log.read_bytes() == before
-        assert httpx.get(f"{server.url}/readyz").status_code == 200
+        assert server.get("/readyz").status_code == 200
     finally:
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert ask(server).status_code == 200
@@ -277,7 +277,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(server: Server, folder: Path, f
         for timings in (answer["timings"], found[0][-1][1]["timings"]):
             assert all(0 <= one < 3_600_000 for one in timings.values()), timings
         for family in ("routing", "first_token", "answer", "token"):
-            for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+            for line in server.get("/metrics").text.splitlines():
                 if line.startswith(f"hlo_{family}_seconds_sum"):
                     assert 0 <= float(line.rpartition(" ")[2]) < 3600, line
     finally:
@@ -344,7 +344,7 @@ def test_a_server_whose_cache_is_full_says_so(folder: Path, figure: Figure) -> N
     given = {"PYTHONPATH": _path(folder), "HLO_ADAPTER_PATH": str(folder / "adapters"), "HLO_ENCODER": ""}
     server = start(site, prelude=_FULL, **given)
     try:
-        refused = httpx.get(f"{server.url}/readyz").json()["refused"]
+        refused = server.get("/readyz").json()["refused"]
         assert {one["specialty"] for one in refused} == {"cardiology", "oncology", "nephrology"}
         assert all("HLO_CACHE_DIR" in one["remedy"] for one in refused), refused
         assert ask(server).json()["specialty"] is None

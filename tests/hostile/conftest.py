@@ -82,7 +82,7 @@ def url(make_parts: MakeParts, clean_environment: object) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (server.started and service.stage == "ready"):
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -33,7 +33,7 @@ class Gated(HashingEncoder):
         self.batches.append(list(questions))
         self.threads.add(threading.get_ident())
         self.entered.release()
-        assert self.gate.acquire(timeout=10)
+        assert self.gate.acquire(timeout=60)
         if "fail" in questions:
             raise ValueError(f"a patient said {questions}")
         if "ours" in questions:
@@ -42,7 +42,7 @@ class Gated(HashingEncoder):
 
     async def until_entered(self) -> None:
         """Return when a batch has begun."""
-        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+        assert await asyncio.to_thread(self.entered.acquire, timeout=60)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ async def test_a_closed_encoder_says_so() -> None:
     encoder = BatchingEncoder(HashingEncoder(), 4)
     encoder.close()
     with pytest.raises(EncoderError):
-        await asyncio.wait_for(encoder.encode(["a"]), timeout=10)
+        await asyncio.wait_for(encoder.encode(["a"]), timeout=60)
 
 
 async def test_what_follows_the_encoding_is_done_once_for_a_batch_and_off_the_loop() -> None:
@@ -235,7 +235,7 @@ async def test_nobody_waits_for_an_encoder_that_hangs(caplog: pytest.LogCaptureF
         with pytest.raises(EncoderError):
             await asyncio.wait_for(batching.encode(["later"]), timeout=0.1)
     gated.gate.release(2)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(EncoderError):
                 found = await batching.encode(["heart"])

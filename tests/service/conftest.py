@@ -45,7 +45,7 @@ def serve(make_parts: MakeParts, clean_environment: object) -> Iterator[Serve]:
             service = Service(Settings(**settings), start or assemble)
             client = TestClient(create_app(service), raise_server_exceptions=False)
             stack.enter_context(client)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while wait and service.stage not in ("ready", "failed"):
                 assert time.monotonic() < deadline, service.stage
                 time.sleep(0.001)

@@ -33,7 +33,7 @@ async def ready(parts: Parts, until: Until) -> AsyncIterator[Litestar]:
 
     service = Service(Settings(), start)
     app = create_app(service)
-    async with service.lifespan(app), asyncio.timeout(20):
+    async with service.lifespan(app), asyncio.timeout(60):
         await until(lambda: service.stage == "ready")
         yield app
 

@@ -29,6 +29,7 @@ from hlo.testing.conformance.probes import PROBES
 from hlo.testing.fixtures import Conformance
 from hlo.testing.fixtures import conformance as conformance_fixture
 from hlo.testing.subject import find
+from tests.embeddings import cache_dir
 from tests.testing.conftest import CARD, CODE, EXAMPLES, INSTALLED, PYPROJECT, Project
 
 if TYPE_CHECKING:
@@ -487,7 +488,7 @@ def test_a_written_package_among_all_that_ship(
     assert clean_environment
     monkeypatch.setattr(all_plugins, "installed", INSTALLED)
     written = scaffold.write("rheumatology", None, tmp_path)
-    settings = Settings(cache_dir=tmp_path / "cache", device="cpu", engine="transformers")
+    settings = Settings(cache_dir=cache_dir(tmp_path), device="cpu", engine="transformers")
     with find(written.folder) as subject:
         found = examine(subject, settings)
         assert len(subject.others()) >= 11
@@ -548,7 +549,7 @@ pytest_plugins = ["hlo.testing.fixtures"]
 
 @pytest.fixture(scope="session")
 def hlo_settings():
-    return Settings(model={model!r}, cache_dir={cache!r}, device="cpu", background=False)
+    return Settings(model={model!r}, cache_dir={cache!r}, device="cpu", background=False, plugins="joints")
 
 
 @pytest.fixture(scope="session")
