@@ -21,7 +21,7 @@ def test_hostile_plugins_are_refused_and_the_good_ones_answer(tmp_path: Path) ->
         tmp_path,
         ADAPTER_PATH=str(adapters),
         PYTHONPATH=str(tmp_path / "site"),
-        HLO_PLUGIN_TIMEOUT_S="4",
+        HLO_PLUGIN_TIMEOUT_S="8",
         HLO_ENGINE="transformers",
         HLO_MODE="production",
         HLO_PLUGINS="-genetics",

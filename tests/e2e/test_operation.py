@@ -115,7 +115,8 @@ def test_the_command_line_asks_a_server(server: Server, tmp_path: Path) -> None:
 
 def test_the_command_line_asks_without_a_server(tmp_path: Path) -> None:
     """`hlo ask` starts an engine in process, answers, and leaves cleanly."""
-    asked = _hlo("ask", "--specialty", "cardiology", "what is a heart attack", cwd=tmp_path)
+    words = ("--specialty", "cardiology", "what is a heart attack")
+    asked = _hlo("ask", *words, cwd=tmp_path, HLO_PLUGINS="cardiology")
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.strip()
     assert "adapter cardiology" in asked.stderr
