@@ -45,7 +45,7 @@ EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
 SERVING = ("ask", "fairness", "scaleout", "soak", "starvation", "switch", "tracing")
 BENCHMARKS = (*SERVING, "eight_bit", "lora", "memory", "red_flags", "routing")
 # Tests mostly wait for one thread: a server that starts, or their own. Slow files come first, and should begin first.
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 

@@ -135,14 +135,6 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("busy")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file in one process and in order, as they share servers; a file can name others to go with."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(Path(__file__).parent).with_suffix(""))))
-
-
 def make_version(name: str) -> AdapterVersion:
     """An adapter version that no folder stands behind."""
     return AdapterVersion(name, hashlib.sha256(name.encode()).hexdigest(), Path(name), 8, ("q_proj",), 1024)

@@ -13,8 +13,6 @@ import pytest
 from tests.e2e.reference import ADAPTERS, files
 from tests.e2e.server import Server
 
-pytestmark = pytest.mark.xdist_group("server")  # the one of the whole session
-
 SPECIALTIES = sorted(path.parent.name for path in ADAPTERS.glob("*/adapter_config.json"))
 
 # One question for each specialty, in a patient's words.

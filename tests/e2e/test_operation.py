@@ -10,14 +10,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.reference import ADAPTERS
 from tests.e2e.server import Server, running, settings_only, spawn, stop
 from tests.e2e.test_answers import ASKED, SPECIALTIES, events
-
-pytestmark = pytest.mark.xdist_group("server")  # the one of the whole session
 
 
 def _spoil(adapters: Path) -> dict[str, str]:

@@ -12,8 +12,6 @@ from tests.e2e.reference import BASE, EngineReference, Reference, Said, engine
 from tests.e2e.server import Server
 from tests.e2e.test_answers import ASKED, SPECIALTIES
 
-pytestmark = pytest.mark.xdist_group("server")  # the one of the whole session
-
 PROMPTS = tuple(f"<s>[INST] {ASKED[name]} [/INST]" for name in ("cardiology", "oncology", "neurology"))
 TOKENS = 40
 WORK = [(prompt, adapter) for prompt in PROMPTS for adapter in [BASE, *SPECIALTIES]]
