@@ -139,7 +139,10 @@ def server(folder: Path) -> Iterator[tuple[str, str, psutil.Process]]:
     kept, key = keys.make("soak", "ask")
     keys.add(folder / "hlo.keys", kept)
     environment = {"HLO_ENGINE": "transformers"} | os.environ | {"HLO_CACHE_DIR": str(folder / "cache")}
-    environment |= {"HLO_AUDIT_LOG": str(folder / "audit.jsonl"), "HLO_AUDIT_KEY": "of no use to anybody, but a long key"}
+    environment |= {
+        "HLO_AUDIT_LOG": str(folder / "audit.jsonl"),
+        "HLO_AUDIT_KEY": "of no use to anybody, but a long key",
+    }
     log = folder / "server.log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "hlo", "serve", "--port", "0"]
