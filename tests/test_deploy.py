@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,15 @@ def test_the_image_for_cpus_has_the_torch_of_the_tests() -> None:
     wanted = re.search(r'^TORCH = "(.+)"', (ROOT / "noxfile.py").read_text(), re.MULTILINE)
     assert wanted is not None
     assert f"ARG TORCH={wanted[1]}\n" in (DEPLOY / "Containerfile.cpu").read_text()
+
+
+def test_the_wheel_has_every_adapter_and_no_recipe() -> None:
+    """What the wheel brings beside the package are the models and the adapters, each named, and no code."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    brought = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    adapters = {path.parent.name for path in (ROOT / "adapters").glob("*/adapter_config.json")}
+    assert brought.keys() == {"models", *(f"adapters/{name}" for name in adapters)}
+    assert not [path for source in brought for path in (ROOT / source).rglob("*.py")]
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])

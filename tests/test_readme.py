@@ -44,7 +44,7 @@ def test_every_nox_session_it_names_exists() -> None:
     """What `nox -s` names in the README is a session of the noxfile."""
     noxfile = (Path(__file__).parents[1] / "noxfile.py").read_text(encoding="utf-8")
     for name in set(re.findall(r"nox -s (\w+)", README)):
-        assert f"@nox.session\ndef {name}(" in noxfile
+        assert re.search(rf"^@nox\.session\n(@.+\n)*def {name}\(", noxfile, re.MULTILINE)
 
 
 def test_every_picture_it_shows_is_there() -> None:
