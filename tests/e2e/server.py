@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from tests.embeddings import cache_dir
 
-START_LIMIT_S = 300
+START_LIMIT_S = 600
 STOP_LIMIT_S = 90
 
 

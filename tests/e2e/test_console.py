@@ -306,7 +306,7 @@ def test_the_keyboard_is_enough(visit: Visit, server: Server) -> None:
     for _ in range(4):
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")  # Ask
-    assert page.evaluate(FOCUSED)["id"] == "question"
+    expect(page.locator("#question")).to_be_focused()
     page.keyboard.type(CHEST)
     reached = []
     for _ in range(4):
@@ -322,7 +322,7 @@ def test_the_keyboard_is_enough(visit: Visit, server: Server) -> None:
     page.locator(".text:not(:empty)").wait_for(timeout=ANSWER_MS)
     page.keyboard.press("Escape")
     expect(page.locator("#conversation .below")).to_have_text("Stopped.")
-    assert page.evaluate(FOCUSED)["id"] == "question"
+    expect(page.locator("#question")).to_be_focused()
     server.wait_for("hlo_questions_running", 0)
 
 
@@ -416,7 +416,7 @@ def test_a_key_is_asked_for(visit: Visit) -> None:
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog")
     expect(dialog).to_be_visible()
-    assert page.evaluate(FOCUSED)["id"] == "key-field"
+    expect(page.locator("#key-field")).to_be_focused()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
     expect(page.locator("#key-why")).to_contain_text("The key is wrong.")
