@@ -64,7 +64,7 @@ def main() -> None:
 
 def _row(one: Recorded) -> str:
     file, _, name = one.test.partition("::")
-    value = one.value if isinstance(one.value, str) else f"{one.value:,.6g}"
+    value = one.value if isinstance(one.value, str) else f"{one.value:,.12g}"
     cells = [one.what, value, one.outcome, f"[{name.partition('[')[0]}](../{file})"]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 

@@ -341,7 +341,7 @@ def _refuse_unknown() -> None:
             raise _unknown(key, place, known)
     if TOML_FILE.is_file():
         try:
-            table = tomllib.loads(TOML_FILE.read_text(encoding="utf-8"))
+            table = tomllib.loads(TOML_FILE.read_bytes().decode())  # not as text: its line ends would be others
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SettingsError(f"`{TOML_FILE}` is not TOML: {error}.", remedy="Mend that line.") from error
         fields = Settings.model_fields.keys()

@@ -208,6 +208,13 @@ def test_broken_toml_names_the_file_and_line() -> None:
         load_settings()
 
 
+def test_a_toml_file_with_line_ends_that_toml_has_not_is_refused() -> None:
+    """A carriage return alone ends no line in TOML, though it does in a text file."""
+    Path("hlo.toml").write_bytes(b"port = 80\r")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load_settings()
+
+
 @pytest.mark.parametrize("file", ["hlo.toml", ".env"])
 def test_a_file_that_is_not_utf8_is_refused(file: str) -> None:
     """A settings file in another encoding than UTF-8 is refused by name."""
