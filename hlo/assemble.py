@@ -317,8 +317,13 @@ async def _embed_all(
         return groups, errors, await embed_background(settings, encoder)
 
 
+def embeddings_folder(settings: Settings) -> Path:
+    """Where the embeddings of examples and of the background are kept, by what they were made from."""
+    return settings.cache_dir.expanduser() / "embeddings"
+
+
 def _cached(settings: Settings, encoder: BatchingEncoder) -> Encoder:
-    return CachedEncoder(encoder.blocking(), settings.cache_dir.expanduser() / "embeddings")
+    return CachedEncoder(encoder.blocking(), embeddings_folder(settings))
 
 
 async def show_effect(entry: Entry, engine: Engine, tokenizer: Tokenizer, within: Span = NOBODY) -> float:

@@ -76,7 +76,7 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(calls=CALLS, slots=st.integers(1, 8), quantum_s=st.integers(0, 8).map(float))
 def test_no_more_adapters_run_than_there_are_slots_and_none_stays_empty(
     calls: list[Call], slots: int, quantum_s: float
@@ -87,7 +87,7 @@ def test_no_more_adapters_run_than_there_are_slots_and_none_stays_empty(
     assert min(waits, default=0.0) >= 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(calls=CALLS, slots=st.integers(1, 8), quantum_s=st.integers(0, 8).map(float))
 def test_a_wait_has_a_bound(calls: list[Call], slots: int, quantum_s: float) -> None:
     """A request waits for as many turns at most as it takes to serve every adapter that was asked for."""
@@ -97,7 +97,7 @@ def test_a_wait_has_a_bound(calls: list[Call], slots: int, quantum_s: float) -> 
     assert max(World(slots, quantum_s).run(calls), default=0.0) <= turns * (quantum_s + 2 * longest)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(calls=CALLS, slots=st.integers(1, 8))
 def test_where_all_have_a_slot_nobody_waits(calls: list[Call], slots: int) -> None:
     """With as many slots as adapters, every request starts when it comes."""
@@ -105,7 +105,7 @@ def test_where_all_have_a_slot_nobody_waits(calls: list[Call], slots: int) -> No
     assert set(World(slots, 1.0).run(few)) <= {0.0}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(calls=CALLS, slots=st.integers(1, 8), quantum_s=st.integers(0, 8).map(float))
 def test_an_adapter_keeps_its_order(calls: list[Call], slots: int, quantum_s: float) -> None:
     """The requests of one adapter start in the order in which they came."""

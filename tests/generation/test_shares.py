@@ -106,7 +106,7 @@ def test_a_ticket_that_is_given_up_is_gone() -> None:
     assert [shares.next() for _ in range(3)] == [0, 2, 3]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_whatever_happens_all_come_up_and_nothing_is_kept(seed: int, slots: int) -> None:
     """Every ticket that is not given up comes up once, no key or specialty waits for ever, and in the end all is empty.

@@ -50,7 +50,7 @@ FRAGMENTS = (
 )
 QUESTIONS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), min_size=1, max_size=12).map("".join)
 # The fixtures of this file never change, so that hypothesis can share them between its examples.
-SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,6 @@ def tries(figure: Figure) -> Tries:
 
         @settings(
             max_examples=max(int(EXAMPLES * share), 1),
-            deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),

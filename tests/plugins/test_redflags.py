@@ -12,7 +12,7 @@ from hlo_redflags import hlo_question
 from hlo_redflags.openings import openings
 from hlo_redflags.rules import RULES, Rules, read
 from hlo_redflags.text import misspellings, plain_words
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.red_flags import wilson
@@ -211,14 +211,12 @@ def test_likely_misspellings_are_mended(question: str) -> None:
     assert RULES.find(question)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=4000))
 def test_any_text_can_be_screened(text: str) -> None:
     """No text makes the rules raise."""
     assert set(RULES.find(text)) <= set(RULES.kinds)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted({word for row in DEVELOPMENT for word in row["question"].split()}))))
 def test_any_words_can_be_screened(words: list[str]) -> None:
     """No order of patients' words makes the rules raise."""
@@ -253,7 +251,6 @@ def test_openings(pattern: str, wanted: set[str]) -> None:
     assert openings(pattern) == wanted
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

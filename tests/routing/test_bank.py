@@ -47,7 +47,7 @@ def told(found: Comparison) -> dict[str, float]:
     return {one.specialty: one.score for one in found.scores}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=SHORTLIST),
     behind=st.lists(st.integers(1, 5), max_size=4),

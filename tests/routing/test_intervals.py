@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -31,7 +31,6 @@ def test_known_intervals(count: int, of: int, low: float, high: float) -> None:
     assert interval(count, of) == pytest.approx((low, high), abs=5e-6)
 
 
-@settings(deadline=None)
 @given(counted=COUNTED, confidence=st.floats(0.5, 0.999))
 def test_intervals_are_those_of_scipy(counted: tuple[int, int], confidence: float) -> None:
     """Any interval is the one that SciPy's exact binomial test gives."""
@@ -52,7 +51,6 @@ def test_intervals_cover(of: int, true: float) -> None:
     assert above >= 0.95 - 1e-12
 
 
-@settings(deadline=None)
 @given(counted=COUNTED)
 def test_a_share_lies_in_its_interval(counted: tuple[int, int]) -> None:
     """A share lies between the ends of its interval; of nothing there is none, and the interval says nothing."""
@@ -69,7 +67,6 @@ def test_a_share_as_words() -> None:
     assert str(share(3, 50)) == "6.0% (1.3% to 16.5%)"
 
 
-@settings(deadline=None)
 @given(counted=COUNTED, tolerated=st.floats(0.01, 0.5), level=st.floats(0.01, 0.3))
 def test_a_test_passes_where_the_bound_is_low_enough(counted: tuple[int, int], tolerated: float, level: float) -> None:
     """A p-value is at most the level exactly where the upper bound at that level is at most what is tolerated."""

@@ -63,7 +63,7 @@ def torch_vectors(model: Any, ids: Any, mask: Any) -> Any:
         return torch.nn.functional.normalize(model(features)["sentence_embedding"], dim=1).numpy()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, MAX_TOKENS), min_size=1, max_size=9), st.integers(0, 2**32 - 1))
 def test_the_graph_computes_what_torch_does(
     original: Any, run: Callable[[Any, Any], Any], lengths: list[int], seed: int

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hlo.errors import AuditError, SettingsError
@@ -107,7 +107,6 @@ def test_a_changed_log_is_found_out(
     assert all(words in what for (_, what), (_, words) in zip(found, said, strict=True))
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_no_byte_can_be_changed(place: int, value: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whichever byte of a line is another, the log has a fault."""

@@ -128,7 +128,7 @@ def catchment(bench: Bench) -> Iterator[Told]:
         return
     thresholds = assemble.thresholds(bench.settings)
     installed = list(bench.others.values())
-    behind, cache = bench.settings.background, bench.settings.cache_dir.expanduser() / "embeddings"
+    behind, cache = bench.settings.background, assemble.embeddings_folder(bench.settings)
     found = bench.audit = audit(new, installed, bench.encoder, thresholds, bench.questions, others=behind, cache=cache)
     over = [one for one in found.catchments if one.specialty != NOWHERE and one.share > bench.max_moved]
     for one in over:
