@@ -121,6 +121,12 @@ async def start(wanted: Settings) -> Runtime:
     return runtime
 
 
+def engine(runtime: Runtime) -> Any:
+    """The engine itself, inside what restarts it should it die."""
+    supervised: Any = runtime.pipeline.engine
+    return supervised._engine
+
+
 def _examples(number: int) -> list[str]:
     topic = TOPICS[number % len(TOPICS)]
     return [

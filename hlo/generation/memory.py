@@ -37,8 +37,9 @@ _SCALE = 4  # a float32 for each row of an 8-bit weight
 
 # What the profiling run does not see: modules that CUDA loads, handles, workspaces of attention and of the allocator.
 _LIBRARIES = 118 * 2**20  # 115 and 118 MiB on an H200
+_COMPILED = 245 * 2**20  # more where the model is compiled and its graphs are captured, on an H200
 # A captured graph keeps its kernels' arguments and the graph's nodes; the largest one's activations are shared by all.
-_GRAPH = int(2.5 * 2**20)
+_GRAPH = 6 * 2**20  # on an H200: 172 graphs of 32 layers with LoRA
 # On a CPU: Python, torch and vLLM themselves, in the engine's process.
 _CPU_PROCESS = int(1.5 * GIB)
 
@@ -131,13 +132,14 @@ def predict(model: BaseModel, demand: Demand) -> Prediction:
     cpu = demand.device == "cpu"
     cached = 1 if demand.kv_cache_dtype.startswith("fp8") else wide
     tokens = 128 if cpu else 16  # a block's
+    process = _CPU_PROCESS if cpu else _LIBRARIES + (0 if demand.eager else _COMPILED)
     return Prediction(
         weights=_weights(model, shape, demand),
         adapters=_adapters(model.linears, demand),
         activation=_activation(shape, demand),
         graphs=0 if cpu or demand.eager else _graphs(shape, demand),
         # The sampler keeps counts and masks of all tokens of the vocabulary, for each request that there may be.
-        other=(_CPU_PROCESS if cpu else _LIBRARIES) + demand.max_num_seqs * shape.vocabulary * 17 // 4,
+        other=process + demand.max_num_seqs * shape.vocabulary * 17 // 4,
         block=tokens * 2 * shape.layers * -(-shape.kv // demand.devices) * cached,
         block_tokens=tokens,
     )

@@ -6,11 +6,31 @@ import sys
 import threading
 import time
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from hlo.generation.vllm_engine.reader import AdapterReader
+
+
+class Layer:
+    """Stands for vLLM's LoRALayerWeights."""
+
+    def __init__(self, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float) -> None:
+        self.lora_a, self.lora_b, self.scaling = lora_a, lora_b, scaling
+
+    def optimize(self) -> None:
+        """Multiply by the scaling, once."""
+        self.lora_b = self.lora_b * self.scaling
+        self.scaling = 1.0
+
+
+class Model(NamedTuple):
+    """Stands for vLLM's LoRAModel."""
+
+    name: str
+    loras: dict[str, Layer]
 
 
 class Manager:
@@ -20,12 +40,12 @@ class Manager:
         self.threads: list[threading.Thread] = []
         self.go_on = threading.Event()
 
-    def _load_adapter(self, request: Any) -> str:
+    def _load_adapter(self, request: Any) -> Any:
         self.threads.append(threading.current_thread())
         self.go_on.wait(30)
         if request.lora_path == "/broken":
             raise ValueError("broken")
-        return f"weights of {request.lora_name}"
+        return Model(request.lora_name, {"layer": Layer(torch.ones(2, 4), torch.ones(4, 2), 2.0)})
 
 
 @pytest.fixture
@@ -67,17 +87,24 @@ def test_it_reads_in_a_thread_of_its_own(worker: AdapterReader) -> None:
     assert worker.hlo_read_adapter("a1", 1, "/x")
     assert not worker.hlo_adapter_is_read(1)
     wait(worker, 1)
-    assert manager._load_adapter(request(1)) == "weights of a1"
+    assert manager._load_adapter(request(1)).name == "a1"
     assert len(manager.threads) == 1
     assert threading.main_thread() not in manager.threads
+
+
+def test_it_multiplies_by_the_scaling_there(worker: AdapterReader) -> None:
+    """B is multiplied by alpha / rank in the thread, and vLLM has nothing left of it to do in its loop."""
+    read(worker, 1)
+    layer = worker.model_runner.lora_manager._load_adapter(request(1)).loras["layer"]
+    assert layer.scaling == 1
+    assert layer.lora_b.unique().tolist() == [2.0]
 
 
 def test_what_was_given_away_is_read_again(worker: AdapterReader) -> None:
     """An adapter is kept for one load only: vLLM reads it by itself when it asks again, as it does any other."""
     manager = worker.model_runner.lora_manager
     read(worker, 1)
-    assert manager._load_adapter(request(1)) == manager._load_adapter(request(1)) == "weights of a1"
-    assert manager._load_adapter(request(7)) == "weights of a7"
+    assert [manager._load_adapter(request(number)).name for number in (1, 1, 7)] == ["a1", "a1", "a7"]
     assert manager.threads[1:] == [threading.main_thread()] * 2
 
 

@@ -25,7 +25,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """How the two kernels are cut.
 
     `shrink` divides the inputs into `split` parts and reads `block_k` of them at a time; `expand` gives each program
-    `block_n` outputs. Warps and stages are Triton's. With `fork`, `shrink` runs beside the layer's own product.
+    `run` blocks of `block_n` outputs, and fetches one while it computes the one before. Warps and stages are Triton's.
+    With `fork`, `shrink` runs beside the layer's own product.
     """
 
     split: int
@@ -35,6 +36,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     block_n: int
     expand_warps: int
     fork: bool = False
+    run: int = 1
 
 
 class Layer(Struct, frozen=True):

@@ -104,45 +104,48 @@ def expand_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    RUN: tl.constexpr,
     LARGE: tl.constexpr,
     OVERLAP: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """`hlo.generation.lora_kernels.ops.expand`: a program for each block of outputs, tile."""
+    """`hlo.generation.lora_kernels.ops.expand`: a program for each `RUN` blocks of outputs of one slice, tile."""
     tile = tiles + tl.program_id(1) * 4
     count = tl.load(tile + 2)
     if count == 0:
         return
     slot = tl.load(tile).to(tl.int64)
     first = tl.load(tile + 1)
-    block = tl.program_id(0)
+    run = tl.program_id(0)
     which = 0
     column = 0
     width = N0
     b = b0 + slot * (N0 * R)
+    STEP: tl.constexpr = BLOCK_N * RUN
     if SLICES > 1:
-        FIRST: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
-        SECOND: tl.constexpr = FIRST + (N1 + BLOCK_N - 1) // BLOCK_N
-        if block >= SECOND:
+        FIRST: tl.constexpr = (N0 + STEP - 1) // STEP
+        SECOND: tl.constexpr = FIRST + (N1 + STEP - 1) // STEP
+        if run >= SECOND:
             which = 2
             column = N0 + N1
             width = N2
             b = b2 + slot * (N2 * R)
-            block -= SECOND
-        elif block >= FIRST:
+            run -= SECOND
+        elif run >= FIRST:
             which = 1
             column = N0
             width = N1
             b = b1 + slot * (N1 * R)
-            block -= FIRST
-    EVEN: tl.constexpr = (N0 % BLOCK_N == 0) & (N1 % BLOCK_N == 0) & (N2 % BLOCK_N == 0) & (R == BLOCK_R)
+            run -= FIRST
+    EVEN: tl.constexpr = (N0 % STEP == 0) & (N1 % STEP == 0) & (N2 % STEP == 0) & (R == BLOCK_R)
     m = tl.arange(0, BLOCK_M)
     r = tl.arange(0, BLOCK_R)
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    n = run * STEP + tl.arange(0, BLOCK_N)
+    b_at = b + (n[:, None] * R + r[None, :])
     if EVEN:
-        weights = tl.load(b + (n[:, None] * R + r[None, :]))
+        weights = tl.load(b_at)
     else:
-        weights = tl.load(b + (n[:, None] * R + r[None, :]), mask=(n < width)[:, None] & (r < R)[None, :], other=0.0)
+        weights = tl.load(b_at, mask=(n < width)[:, None] & (r < R)[None, :], other=0.0)
     tokens = tl.load(order + first + m, mask=m < count, other=0)
     if LARGE:
         tokens = tokens.to(tl.int64)
@@ -161,6 +164,20 @@ def expand_kernel(
     sums = sums.to(weights.dtype)
     if WIDE:
         sums = sums.to(tl.float32)
-        weights = weights.to(tl.float32)
-    added = tl.dot(weights, sums, input_precision="ieee")
-    tl.store(y_at, (before.to(tl.float32) + added).to(y.dtype.element_ty), mask=mask)
+    for done in tl.static_range(RUN):
+        now, y_now, mask_now = weights, y_at, mask
+        added_to = before
+        if done + 1 < RUN:  # what comes next is fetched while this is computed
+            n += BLOCK_N
+            b_at += BLOCK_N * R
+            y_at += BLOCK_N
+            if EVEN:
+                weights = tl.load(b_at)
+            else:
+                weights = tl.load(b_at, mask=(n < width)[:, None] & (r < R)[None, :], other=0.0)
+                mask = (m < count)[None, :] & (n < width)[:, None]
+            before = tl.load(y_at, mask=mask, other=0.0)
+        if WIDE:
+            now = now.to(tl.float32)
+        added = tl.dot(now, sums, input_precision="ieee")
+        tl.store(y_now, (added_to.to(tl.float32) + added).to(y.dtype.element_ty), mask=mask_now)

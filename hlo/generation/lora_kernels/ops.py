@@ -112,9 +112,9 @@ def expand(
     slots, rank = b[0].shape[0], b[0].shape[-1]
     large = tokens > SMALL
     widths = [one.shape[-2] for one in b]
-    blocks = sum(triton.cdiv(width, config.block_n) for width in widths)
+    runs = sum(triton.cdiv(width, config.block_n * config.run) for width in widths)
     n0, n1, n2 = (*widths, 0, 0)[:MOST_SLICES]
-    expand_kernel[(blocks, most_tiles(tokens, slots, BLOCKS[large]))](
+    expand_kernel[(runs, most_tiles(tokens, slots, BLOCKS[large]))](
         y,
         *_three(b),
         h,
@@ -131,6 +131,7 @@ def expand(
         BLOCK_M=BLOCKS[large],
         BLOCK_R=h.shape[-1],
         BLOCK_N=config.block_n,
+        RUN=config.run,
         LARGE=large,
         OVERLAP=overlap,
         WIDE=not y.is_cuda,

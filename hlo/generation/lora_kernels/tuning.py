@@ -119,6 +119,7 @@ def candidates(layer: Layer, tokens: int) -> dict[str, list[Config]]:
     """What is tried: ways to cut `shrink`, and ways to cut `expand` for each number of parts."""
     small = tokens <= SMALL
     parts = (2, 4, 8, 16) if small else (1, 2)
+    runs = (1, 2, 4) if small else (1, 2)
     widths = (128, 256, 512) if small else (64, 128, 256)
     steps = (128, 256) if small else (64, 128)
     stages = ((2, 4), (2, 2), (4, 2)) if small else ((4, 3), (4, 4), (8, 3))
@@ -126,7 +127,11 @@ def candidates(layer: Layer, tokens: int) -> dict[str, list[Config]]:
     cuts = [(s, k) for s, k in itertools.product(splits, steps) if s * k <= max(layer.inputs, steps[0])]
     return {
         "shrink": [Config(s, k, w, t, 128, 4) for (s, k), (w, t) in itertools.product(cuts, stages)],
-        "expand": [Config(s, 128, 4, 2, n, w) for s, n, w in itertools.product(splits, widths, (4, 8))],
+        "expand": [
+            Config(s, 128, 4, 2, n, w, run=r)
+            for s, (n, r), w in itertools.product(splits, itertools.product(widths, runs), (4, 8))
+            if r == 1 or n * r <= max(layer.outputs)
+        ],
     }
 
 
@@ -159,7 +164,7 @@ def _best(bench: Bench, tokens: int) -> Found:
         ((one, two) for one in first for two in second if one.split == two.split),
         key=lambda pair: first[pair[0]] + second[pair[1]],
     )
-    made = [replace(one, block_n=two.block_n, expand_warps=two.expand_warps) for one, two in pairs[:2]]
+    made = [replace(one, block_n=two.block_n, expand_warps=two.expand_warps, run=two.run) for one, two in pairs[:2]]
     made += [replace(one, fork=True) for one in made if tokens <= SMALL]
     whole = {one: bench.whole(tokens, batch, one) for one in made}
     config = min(whole, key=whole.__getitem__)

@@ -267,7 +267,7 @@ class VllmEngine:
         """Have the workers read an adapter beside their work: `add_lora` would hold up all that runs meanwhile."""
         if self._llm.vllm_config.parallel_config.worker_extension_cls != WORKER:  # the operator has one of their own
             return
-        given = (request.lora_name, request.lora_int_id, request.lora_path)
+        given = (request.lora_name, request.lora_int_id, request.lora_path, self._options.spare)
         if not all(await self._llm.collective_rpc("hlo_read_adapter", args=given)):
             return
         number = (request.lora_int_id,)

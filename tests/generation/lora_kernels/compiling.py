@@ -59,7 +59,7 @@ def main() -> None:
                 ),
                 compiled(
                     kernels.expand_kernel,
-                    common | widths | {"BLOCK_N": config.block_n},
+                    common | widths | {"BLOCK_N": config.block_n, "RUN": config.run},
                     num_warps=config.expand_warps,
                 ),
             ]

@@ -67,8 +67,8 @@ def difference(kind: str, tokens: int, slots: int, rank: int, dtype: torch.dtype
     if DEVICE == "cpu":
         config = replace(config, split=min(config.split, 2), block_k=32, block_n=32)
     errors = []
-    for fork in (False, True):
-        made = ops.add_lora(y.clone, x, a, b, batch, replace(config, fork=fork), SIDE)
+    for fork, run in ((False, 1), (True, 1), (False, 2), (True, 4)):
+        made = ops.add_lora(y.clone, x, a, b, batch, replace(config, fork=fork, run=run), SIDE)
         errors.append((made.float() - wanted).abs() / (ROUNDING[dtype] * (slack + wanted.abs()) + 1e-6))
     return float(torch.stack(errors).max())
 
