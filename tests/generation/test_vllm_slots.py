@@ -103,3 +103,16 @@ def test_outside_of_an_activation_it_is_vllms() -> None:
     modules["o"].set_lora(0, a, b)
     assert torch.equal(modules["o"].lora_a_stacked[0][0, 0], a)
     assert torch.equal(modules["o"].lora_b_stacked[0][0, 0], b)
+
+
+def test_another_vllm_is_left_as_it_is() -> None:
+    """Where vLLM's method takes other arguments, nothing is changed, and the error names the argument."""
+
+    class Manager:
+        def activate_adapter(self, number: int) -> bool:
+            return bool(number)
+
+    theirs = Manager.activate_adapter
+    with pytest.raises(TypeError, match="number"):
+        slots.patch(Manager, ())
+    assert Manager.activate_adapter is theirs

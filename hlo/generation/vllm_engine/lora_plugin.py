@@ -27,9 +27,6 @@ _KNOWN = {
     "BaseLayerWithLoRA.set_mapping": ("punica_wrapper",),
     "LoRAKernelMeta.make": ("max_loras", "max_num_tokens", "device"),
     "LRUCacheWorkerLoRAManager._apply_adapters": ("lora_requests",),
-    "LRUCacheLoRAModelManager.activate_adapter": ("lora_id",),
-    "BaseLinearLayerWithLoRA.set_lora": ("index", "lora_a", "lora_b"),
-    "MergedColumnParallelLinearWithLoRA.set_lora": ("index", "lora_a", "lora_b"),
 }
 
 
@@ -92,19 +89,9 @@ def _differences() -> str:
 def _classes() -> dict[str, type]:
     from vllm.lora.layers.base import BaseLayerWithLoRA
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-    from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
-    from vllm.lora.model_manager import LRUCacheLoRAModelManager
     from vllm.lora.ops.triton_ops import LoRAKernelMeta
     from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
-    known = (
-        PunicaWrapperGPU,
-        BaseLinearLayerWithLoRA,
-        MergedColumnParallelLinearWithLoRA,
-        BaseLayerWithLoRA,
-        LoRAKernelMeta,
-        LRUCacheLoRAModelManager,
-        LRUCacheWorkerLoRAManager,
-    )
+    known = (PunicaWrapperGPU, BaseLinearLayerWithLoRA, BaseLayerWithLoRA, LoRAKernelMeta, LRUCacheWorkerLoRAManager)
     return {one.__name__: one for one in known}

@@ -2,7 +2,7 @@
 
 Three things are done otherwise than by vLLM. The kernels are HLO's (`hlo.generation.lora_kernels`). Which token has
 which adapter is worked out on the CPU and copied without waiting: vLLM's own way waits for the GPU twice a step. And
-adapters that are in place are not looked for again (`lora_manager`), those that come get there at once (`slots`).
+adapters that are in place are not looked for again (`lora_manager`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ import numpy as np
 import torch
 from vllm.lora.layers.base import BaseLayerWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
-from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
-from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
 from hlo.generation.lora_kernels import configs, ops
 from hlo.generation.lora_kernels.batch import Batch
 from hlo.generation.lora_kernels.tiles import slots_of
-from hlo.generation.vllm_engine import lora_manager, slots
+from hlo.generation.vllm_engine import lora_manager
 from hlo.generation.vllm_engine.lora_plugin import wanted
 
 logger = logging.getLogger("hlo")
@@ -103,4 +101,3 @@ _their_set_mapping: Callable[..., None] = BaseLayerWithLoRA.set_mapping
 BaseLinearLayerWithLoRA._apply_async_impl = _compute
 BaseLayerWithLoRA.set_mapping = _set_mapping
 lora_manager.patch(LRUCacheWorkerLoRAManager)
-slots.patch(LRUCacheLoRAModelManager, (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA))

@@ -6,10 +6,14 @@ calls for 32 layers, as long as a step takes. Here the layers only say what goes
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+
+logger = logging.getLogger("hlo")
 
 
 class _Copies:
@@ -41,8 +45,27 @@ class _Copies:
 _gathered: _Copies | None = None
 
 
+def install() -> None:
+    """Do so in this process, where vLLM is as it is known here; elsewhere its own way stays, and the log says so."""
+    try:
+        from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+        from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
+        from vllm.lora.model_manager import LRUCacheLoRAModelManager
+
+        patch(LRUCacheLoRAModelManager, (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA))
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.warning("adapters get their slots in vLLM's own way: this vLLM is another than HLO knows (%s)", error)
+
+
 def patch(manager: type[Any], layers: Iterable[type[Any]]) -> None:
-    """Put HLO's way into `activate_adapter` of vLLM's class of managers, and `set_lora` of its classes of `layers`."""
+    """Put HLO's way into `activate_adapter` of vLLM's class of managers, and `set_lora` of its classes of `layers`.
+
+    Raises AttributeError or TypeError for classes that have no such methods with these arguments.
+    """
+    layers = [layer for layer in layers if "set_lora" in vars(layer)]
+    inspect.signature(manager.activate_adapter).bind(None, lora_id=0)
+    for layer in layers:
+        inspect.signature(layer.set_lora).bind(None, index=0, lora_a=None, lora_b=None)
     theirs: Callable[[Any, int], bool] = manager.activate_adapter
 
     def activate_adapter(self: Any, lora_id: int) -> bool:
@@ -58,8 +81,7 @@ def patch(manager: type[Any], layers: Iterable[type[Any]]) -> None:
 
     manager.activate_adapter = activate_adapter
     for layer in layers:
-        if "set_lora" in vars(layer):
-            layer.set_lora = _set_lora(layer.set_lora)
+        layer.set_lora = _set_lora(layer.set_lora)
 
 
 def _set_lora(theirs: Callable[..., None]) -> Callable[..., None]:

@@ -7,11 +7,16 @@ from typing import Any
 
 from vllm.model_executor.layers.linear import LinearBase
 
-from hlo.generation.vllm_engine import int8_loader  # noqa: F401 - registers the load format before the model is read
+from hlo.generation.vllm_engine import (
+    int8_loader,  # noqa: F401 - registers the load format before the model is read
+    slots,
+)
 from hlo.generation.vllm_engine.reader import AdapterReader
 
 # bitsandbytes warns in each layer of each step that it computes in float16.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+slots.install()
 
 
 class HloWorker(AdapterReader):
