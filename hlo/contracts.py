@@ -34,7 +34,7 @@ class Encoder(Protocol):
     def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Return unit vectors, shape (questions, dimension). Blocks; called from one worker thread at a time.
 
-        Raises `EncoderError`.
+        An encoder that more may call at once says how many in an attribute `threads`. Raises `EncoderError`.
         """
 
 

@@ -7,6 +7,9 @@ spherical data", Biometrika 1987): near examples count most, and no single one d
 
 So that many specialties cost little, only the `SHORTLIST` whose mean examples are nearest to the question are scored
 that way. The shortlist is exact: every specialty's mean is compared.
+
+Where there are neither few examples nor very many, questions are compared with all of them and all means at once, in
+fixed point (`hlo.routing.fixed_point`), some 1e-5 away from float32.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from msgspec import Struct
 from hlo.contracts import Encoder
 from hlo.errors import HLOError, PluginError
 from hlo.records import Score, Specialty
+from hlo.routing.fixed_point import FixedPoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +38,9 @@ SHORTLIST = 16
 
 _SELF = 0.9999  # a cosine from which on a vector counts as the same example
 _CHUNK = 32  # questions compared at once
+_SMALL_CHUNK = 8  # in fixed point
+_MANY = 2_000  # examples from which on fixed point is faster
+_TOO_MANY = 32_768  # and from which on it is not: 25 MB
 
 
 class Group(Struct, frozen=True, eq=False):
@@ -64,7 +71,7 @@ class Bank(Struct, frozen=True, eq=False):
     """The groups of the specialties, then those of the background, and their vectors beneath each other.
 
     `examples` has shape (all examples, dimension); those of group g begin at row `starts[g]`. `means` has shape
-    (groups, dimension).
+    (groups, dimension). `quick` has the examples and then the means; None where these are few, or very many.
     """
 
     specialties: tuple[Group, ...]
@@ -72,6 +79,7 @@ class Bank(Struct, frozen=True, eq=False):
     examples: NDArray[np.float32]
     starts: NDArray[np.int64]
     means: NDArray[np.float32]
+    quick: FixedPoint | None = None
 
     @classmethod
     def of(cls, specialties: Sequence[Group], background: Sequence[Group] = (), *, dimension: int) -> Bank:
@@ -85,7 +93,9 @@ class Bank(Struct, frozen=True, eq=False):
             Group(group.name, examples[start:end], group.mean, group.texts, group.digest)
             for group, (start, end) in zip(groups, pairwise(starts.tolist()), strict=True)
         )
-        return cls(views[: len(specialties)], views[len(specialties) :], examples, starts, means)
+        at_once = _MANY <= len(examples) < _TOO_MANY
+        quick = FixedPoint(np.concatenate([examples, means])) if at_once else None
+        return cls(views[: len(specialties)], views[len(specialties) :], examples, starts, means, quick)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,14 +107,22 @@ class Bank(Struct, frozen=True, eq=False):
 
         `leave_out` ignores the question's own vector among the examples, for asking where an example itself would go.
         """
-        pieces = (questions[start : start + _CHUNK] for start in range(0, len(questions), _CHUNK))
+        size = _CHUNK if self.quick is None else _SMALL_CHUNK
+        pieces = (questions[start : start + size] for start in range(0, len(questions), size))
         return tuple(one for piece in pieces for one in self._compare(piece, leave_out))
 
     def _compare(self, questions: NDArray[np.float32], leave_out: bool) -> list[Comparison]:
         border = len(self.specialties)
-        nearness = questions @ self.means.T
+        cosines = None
+        if self.quick is None:
+            nearness = questions @ self.means.T
+        else:
+            cosines, nearness = np.split(self.quick.products(questions), [len(self.examples)], axis=1)
         near, far = _nearest(nearness[:, :border], SHORTLIST), _nearest(nearness[:, border:], SHORTLIST) + border
-        if len(questions) == 1:  # in one go: what is done once costs as much as the arithmetic
+        if cosines is not None:
+            scores = _densities(cosines, np.diff(self.starts), leave_out)
+            inside, outside = (np.take_along_axis(scores, some, axis=1) for some in (near, far))
+        elif len(questions) == 1:  # in one go: what is done once costs as much as the arithmetic
             both = self._scores(questions, np.concatenate([near, far], axis=1), leave_out)
             inside, outside = both[:, : near.shape[1]], both[:, near.shape[1] :]
         else:
@@ -134,15 +152,7 @@ class Bank(Struct, frozen=True, eq=False):
         sizes = self.starts[groups + 1] - self.starts[groups]
         # Examples first: for a few questions, BLAS takes up to twice as long the other way round.
         cosines = np.concatenate([(self.examples[rows] @ questions.T).T for rows in self._runs(groups)], axis=1)
-        weights = np.exp(CONCENTRATION * (np.ascontiguousarray(cosines) - 1))  # none overflows, and none vanishes
-        bounds = np.cumsum(sizes) - sizes
-        if leave_out:
-            others = cosines < _SELF
-            weights = weights * others
-            sizes = np.maximum(np.add.reduceat(others, bounds, axis=1, dtype=np.int64), 1)
-        means = np.add.reduceat(weights, bounds, axis=1, dtype=np.float64) / sizes
-        with np.errstate(divide="ignore"):  # a group whose only example was left out
-            scores = np.maximum(1 + np.log(means) / CONCENTRATION, -1.0)
+        scores = _densities(np.ascontiguousarray(cosines), sizes, leave_out)
         return np.asarray(np.take_along_axis(scores, np.searchsorted(groups, wanted), axis=1))
 
     def _runs(self, groups: NDArray[np.int64]) -> Iterable[slice]:
@@ -226,6 +236,19 @@ def _grouped(name: str, examples: NDArray[np.float32], texts: tuple[str, ...], d
     mean = examples.mean(axis=0)
     unit = np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
     return Group(name, examples, unit, texts, digest)
+
+
+def _densities(cosines: NDArray[np.float32], sizes: NDArray[np.int64], leave_out: bool) -> NDArray[np.float64]:
+    """The scores of groups of so many examples, whose cosines stand beside each other: shape (questions, groups)."""
+    weights = np.exp(CONCENTRATION * (cosines - 1))  # none overflows, and none vanishes
+    bounds = np.cumsum(sizes) - sizes
+    if leave_out:
+        others = cosines < _SELF
+        weights = weights * others
+        sizes = np.maximum(np.add.reduceat(others, bounds, axis=1, dtype=np.int64), 1)
+    means = np.add.reduceat(weights, bounds, axis=1, dtype=np.float64) / sizes
+    with np.errstate(divide="ignore"):  # a group whose only example was left out
+        return np.asarray(np.maximum(1 + np.log(means) / CONCENTRATION, -1.0))
 
 
 def _nearest(nearness: NDArray[np.float32], most: int) -> NDArray[np.int64]:

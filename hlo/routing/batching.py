@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,9 +43,9 @@ class _Job(Struct, frozen=True, eq=False):
 
 
 class BatchingEncoder:
-    """An encoder for coroutines: one worker thread, `max_batch` questions at a time (more only if one job has more).
+    """An encoder for coroutines: each of its threads takes `max_batch` questions at a time, or one job that has more.
 
-    Nobody waits longer than `timeout_s`, and nobody at all while the encoder hangs in a batch for longer than that.
+    Nobody waits longer than `timeout_s`, and nobody at all while every thread hangs in a batch for longer than that.
     """
 
     def __init__(self, encoder: Encoder, max_batch: int, timeout_s: float = 60.0) -> None:
@@ -52,9 +53,9 @@ class BatchingEncoder:
         self._max_batch = max_batch
         self._timeout_s = timeout_s
         self._jobs: deque[_Job] = deque()
-        self._worker = DaemonThread("hlo-encoder")
+        self._workers = [DaemonThread("hlo-encoder") for _ in range(getattr(encoder, "threads", 1))]
         self._closed = False
-        self._drain: asyncio.Task[None] | None = None
+        self._drains: dict[DaemonThread, asyncio.Task[None]] = {}
 
     async def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, shape (questions, dimension). Raises `EncoderError`."""
@@ -79,9 +80,11 @@ class BatchingEncoder:
         return _Blocking(self, asyncio.get_running_loop(), self._max_batch)
 
     def close(self) -> None:
-        """Stop the worker thread once its batch is done; one that hangs is left."""
+        """Stop the threads once their batches are done; one that hangs is left."""
         self._closed = True
-        self._worker.stop(_CLOSING_S)
+        over = time.monotonic() + _CLOSING_S
+        for worker in self._workers:
+            worker.stop(max(over - time.monotonic(), 0))
 
     @staticmethod
     def _future() -> asyncio.Future[Any]:
@@ -90,11 +93,12 @@ class BatchingEncoder:
     async def _do(self, job: _Job) -> Any:
         if self._closed:
             raise EncoderError("The encoder was closed.", remedy="The server is stopping; ask another.")
-        if self._worker.busy_s() > self._timeout_s:
+        if all(worker.busy_s() > self._timeout_s for worker in self._workers):
             raise self._too_slow()
         self._jobs.append(job)
-        if self._drain is None or self._drain.done():
-            self._drain = asyncio.create_task(self._run())
+        idle = (one for one in self._workers if one not in self._drains or self._drains[one].done())
+        if (worker := next(idle, None)) is not None:
+            self._drains[worker] = asyncio.create_task(self._run(worker))
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await job.done
@@ -108,10 +112,10 @@ class BatchingEncoder:
             remedy="Ask again later; HLO_ENCODER_TIMEOUT_S says how long to wait for it.",
         )
 
-    async def _run(self) -> None:
+    async def _run(self, worker: DaemonThread) -> None:
         while not self._closed and (batch := self._take()):
             try:
-                results = await self._worker.call(partial(self._work, batch))
+                results = await worker.call(partial(self._work, batch))
             except asyncio.CancelledError:
                 for job in batch:
                     job.done.cancel()
@@ -169,13 +173,20 @@ class _Blocking:
         self._batching = batching
         self._loop = loop
         self._batch = batch
+        self._at_once = len(batching._workers)
 
     def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, shape (questions, dimension). Raises `EncoderError`."""
         import numpy as np
 
-        batches = [questions[start : start + self._batch] for start in range(0, len(questions), self._batch)]
-        rows = [asyncio.run_coroutine_threadsafe(self._batching.encode(one), self._loop).result() for one in batches]
+        batches = (questions[start : start + self._batch] for start in range(0, len(questions), self._batch))
+        asked: deque[Future[NDArray[np.float32]]] = deque()
+        rows = []
+        for one in batches:
+            asked.append(asyncio.run_coroutine_threadsafe(self._batching.encode(one), self._loop))
+            if len(asked) == self._at_once:  # all threads are at work, and nobody waits behind many batches
+                rows.append(asked.popleft().result())
+        rows += [one.result() for one in asked]
         return np.concatenate(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,7 +51,7 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 class OnnxEncoder:
     """An exported encoder on the CPU, giving unit vectors (`hlo.contracts.Encoder`).
 
-    Questions are computed one by one, each in one thread, and those of a batch in several threads at once. In one
+    Questions are computed one by one, in the caller's thread; up to `threads` callers may ask at once. In one
     computation, int8 activations would share one scale, so that a question's vector would depend on who asks beside it
     (mean cosine 0.998 with itself alone, as far as int8 is from float32), and batches of equal lengths would save a
     tenth of the time at most. Several threads for one question make it faster by little and cost much CPU time.
@@ -66,14 +65,13 @@ class OnnxEncoder:
         self._session = session
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
-        self._threads = threads
-        self._helpers = ThreadPoolExecutor(max(threads - 1, 1), "hlo-encoder-helper")  # beside the caller's own thread
+        self.threads = threads
 
     @classmethod
     def load(cls, folder: Path, name: str = "", threads: int = 1) -> OnnxEncoder:
         """Load from a folder; without a `name`, the encoder has the one in its `encoder.json`.
 
-        The questions of a batch are spread over so many `threads`. Raises `EncoderError`.
+        `threads` is how many may ask it at once. Raises `EncoderError`.
         """
         description = _read(folder)
         session = _session(folder / MODEL, description.sum_bits)
@@ -109,19 +107,8 @@ class OnnxEncoder:
         A question's vector does not depend on the others. Raises `EncoderError`.
         """
         vectors = np.empty((len(questions), self.dimension), dtype=np.float32)
-        rows = iter(range(len(questions)))  # shared: whichever thread is free takes the next one
-
-        def work() -> None:
-            for row in rows:
-                vectors[row] = self._vector(questions[row])
-
-        helping = [self._helpers.submit(work) for _ in range(min(self._threads, len(questions)) - 1)]
-        try:
-            work()
-        finally:
-            wait(helping)  # none may still write when the vectors, or an error, are given back
-        for one in helping:
-            one.result()
+        for row, question in enumerate(questions):
+            vectors[row] = self._vector(question)
         return vectors
 
     def _vector(self, question: str) -> NDArray[np.float32]:

@@ -92,6 +92,23 @@ def test_a_batch_gives_what_its_questions_give_alone(questions: int, count: int)
         assert one.background == pytest.approx(alone.background, abs=1e-6)
 
 
+def test_many_examples_are_compared_in_fixed_point() -> None:
+    """With thousands of examples, scores are those of the definition to 1e-4, the same alone and among others."""
+    inside = [grouped(f"s{number}", vectors(150, 96, number)) for number in range(12)]
+    outside = [grouped(f"b{number}", vectors(60, 96, 100 + number)) for number in range(6)]
+    made = Bank.of(inside, outside, dimension=96)
+    asked = np.concatenate([vectors(20, 96, 1000), inside[3].examples[:1]])
+    assert made.quick is not None
+    together = made.compare(asked)
+    assert together == tuple(made.compare(question[None])[0] for question in asked)
+    for question, found in zip(asked, together, strict=True):
+        assert told(found) == pytest.approx({one.name: direct(question, one.examples) for one in inside}, abs=1e-4)
+        behind = np.exp([CONCENTRATION * direct(question, one.examples) for one in outside]).sum()
+        assert found.background == pytest.approx(np.log(behind) / CONCENTRATION, abs=1e-4)
+    (alone,) = made.compare(asked[-1:], leave_out=True)
+    assert told(alone)["s3"] == pytest.approx(direct(asked[-1], inside[3].examples[1:]), abs=1e-4)
+
+
 def test_the_shortlist_is_the_nearest_means() -> None:
     """Of forty groups those with the nearest means are scored, each question's own sixteen, and exactly."""
     groups = [grouped(f"g{number:02}", vectors(number % 7 + 1, 32, number)) for number in range(40)]

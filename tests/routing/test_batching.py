@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
 
 class Gated(HashingEncoder):
-    """An encoder that waits at a gate, and remembers what it was given, in which thread."""
+    """An encoder that waits at a gate, and remembers what it was given, in which thread; `threads` may call at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
         self.batches: list[list[str]] = []
-        self.threads: set[int] = set()
+        self.seen: set[int] = set()
         self.entered = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
 
     def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Wait at the gate; fail on the question `fail`, and with an error of ours on `ours`."""
         self.batches.append(list(questions))
-        self.threads.add(threading.get_ident())
+        self.seen.add(threading.get_ident())
         self.entered.release()
         assert self.gate.acquire(timeout=60)
         if "fail" in questions:
@@ -118,8 +119,8 @@ async def test_encoding_is_off_the_event_loop(batching: BatchingEncoder, gated: 
         gated.gate.release()
     await waiting
     await batching.encode(["b"])
-    assert len(gated.threads) == 1
-    assert threading.get_ident() not in gated.threads
+    assert len(gated.seen) == 1
+    assert threading.get_ident() not in gated.seen
 
 
 async def test_one_who_leaves_disturbs_no_other(batching: BatchingEncoder, gated: Gated) -> None:
@@ -220,7 +221,7 @@ async def test_what_follows_the_encoding_is_done_once_for_a_batch_and_off_the_lo
     assert list(three) == ["1"]
     np.testing.assert_array_equal(vectors, HashingEncoder().encode(words[:2]))
     assert [rows for rows, _ in calls] == [3]
-    assert {thread for _, thread in calls} == encoder.threads
+    assert {thread for _, thread in calls} == encoder.seen
 
 
 async def test_nobody_waits_for_an_encoder_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
@@ -242,6 +243,53 @@ async def test_nobody_waits_for_an_encoder_that_hangs(caplog: pytest.LogCaptureF
                 break
     np.testing.assert_array_equal(found, HashingEncoder().encode(["heart"]))
     assert gated.batches == [["first"], ["heart"]]
+    batching.close()
+
+
+async def test_threads_take_batches_at_the_same_time() -> None:
+    """What comes while one thread is busy is taken by another; what comes while all are, by the first that is free."""
+    gated = Gated(threads=2)
+    batching = BatchingEncoder(gated, 4)
+    asked = [asyncio.create_task(batching.encode([word])) for word in ("heart",)]
+    await gated.until_entered()
+    asked.append(asyncio.create_task(batching.encode(["lung"])))
+    await gated.until_entered()
+    asked += [asyncio.create_task(batching.encode([word])) for word in ("skin", "foot")]
+    await asyncio.sleep(0)
+    assert gated.batches == [["heart"], ["lung"]]
+    gated.gate.release(3)
+    found = [row for rows in await asyncio.gather(*asked) for row in rows]
+    assert gated.batches[2:] == [["skin", "foot"]]
+    assert len(gated.seen) == 2
+    np.testing.assert_array_equal(found, HashingEncoder().encode(["heart", "lung", "skin", "foot"]))
+    batching.close()
+
+
+async def test_other_threads_keep_all_busy() -> None:
+    """Who embeds many texts from another thread has them computed by all threads, in order, a batch each at a time."""
+    gated = Gated(threads=2)
+    batching = BatchingEncoder(gated, 2)
+    words = ["heart", "lung", "skin", "foot", "hand", "eye", "ear"]
+    asked = asyncio.create_task(asyncio.to_thread(batching.blocking().encode, words))
+    await gated.until_entered()
+    await gated.until_entered()
+    assert sorted(gated.batches) == [["heart", "lung"], ["skin", "foot"]]
+    gated.gate.release(4)
+    np.testing.assert_array_equal(await asked, HashingEncoder().encode(words))
+    batching.close()
+
+
+async def test_one_thread_that_hangs_leaves_the_others() -> None:
+    """While one thread hangs beyond the time-out, others answer."""
+    gated = Gated(threads=2)
+    batching = BatchingEncoder(gated, 4, timeout_s=0.2)
+    with pytest.raises(EncoderError, match="not answered"):
+        await batching.encode(["first"])
+    later = asyncio.create_task(batching.encode(["heart"]))
+    await gated.until_entered()
+    await gated.until_entered()
+    gated.gate.release(2)
+    np.testing.assert_array_equal(await later, HashingEncoder().encode(["heart"]))
     batching.close()
 
 

@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, weights: Any) -> Path:
 def encoder(folder: Path) -> OnnxEncoder:
     """The encoder in it; it never changes, so that hypothesis can share it between its examples."""
     return OnnxEncoder.load(folder)
-
-
-@pytest.fixture(scope="module")
-def several(folder: Path) -> OnnxEncoder:
-    """The same encoder in three threads."""
-    return OnnxEncoder.load(folder, threads=3)
 
 
 def test_vectors_are_what_the_graph_gives_made_unit(encoder: OnnxEncoder, weights: Any) -> None:
@@ -157,35 +150,20 @@ def test_what_it_says_of_itself(encoder: OnnxEncoder, folder: Path) -> None:
     assert OnnxEncoder.load(folder, "clinic/encoder").name == "clinic/encoder"
 
 
-@given(st.lists(QUESTIONS, max_size=20))
-def test_more_threads_give_the_same(encoder: OnnxEncoder, several: OnnxEncoder, questions: list[str]) -> None:
-    """Spread over several threads, questions have the vectors that they have in one, each in its place."""
-    assert (several.encode(questions) == encoder.encode(questions)).all()
+def test_several_threads_may_ask_at_once(encoder: OnnxEncoder) -> None:
+    """Whoever asks beside it, a question has the vector that it has alone."""
+    asked = ["heart", "brain pain", "lung", "foot", "the heart"] * 8
+    alone = [encoder.encode([question]) for question in asked]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda question: encoder.encode([question]), asked))
+    assert all((one == other).all() for one, other in zip(alone, together, strict=True))
 
 
-def test_threads_share_the_questions_of_a_batch(folder: Path) -> None:
-    """The questions of a batch are computed at the same time, as many as there are threads."""
-    together = threading.Barrier(3)
-    several = OnnxEncoder.load(folder, threads=3)
-    run = several._session.run
-
-    def meet(*given: Any) -> Any:
-        together.wait(30)
-        return run(*given)
-
-    several._session = SimpleNamespace(run=meet)
-    assert several.encode(["heart", "brain", "pain", "lung", "foot", "the"]).shape == (6, 4)
-
-
-@pytest.mark.parametrize("place", [0, 5, 9])
-def test_a_failure_in_any_thread_is_told(place: int, several: OnnxEncoder) -> None:
-    """Whichever thread meets the question that fails, the batch fails, and the next one does not."""
-    questions = ["heart"] * 10
-    questions[place] = "beyond"
-    for _ in range(20):
-        with pytest.raises(EncoderError, match="`tiny` failed with"):
-            several.encode(questions)
-    assert several.encode(["heart"] * 10).shape == (10, 4)
+def test_a_failure_leaves_the_encoder_usable(encoder: OnnxEncoder) -> None:
+    """A batch with a question that fails, fails; the next one does not."""
+    with pytest.raises(EncoderError, match="`tiny` failed with"):
+        encoder.encode(["heart", "beyond", "heart"])
+    assert encoder.encode(["heart"] * 10).shape == (10, 4)
 
 
 @pytest.mark.parametrize("changed", FILES)
