@@ -62,7 +62,8 @@ class EngineOptions(Struct, frozen=True):
     the folders in which HLO's find what was tuned, in order. `arguments` are the operator's own, in the engine's words,
     and come before all else. `reason` says why there are so many slots, of that rank and those kinds. An engine that
     makes spans of its own finds in `trace_environment`, under OpenTelemetry's names, where they go, and in TRACEPARENT
-    the span that its start belongs to; empty: nobody wants them. `servers` are for an engine that runs elsewhere.
+    the span that its start belongs to; empty: nobody wants them. One whose loop does not move for `stall_s` seconds is
+    taken for dead. `servers` are for an engine that runs elsewhere.
     """
 
     model: Path
@@ -85,6 +86,7 @@ class EngineOptions(Struct, frozen=True):
     cpu_kv_cache_gib: int = 1
     enforce_eager: bool = False
     shutdown_grace_s: int = 20
+    stall_s: float = 120.0
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     log_level: str = "warning"

@@ -128,6 +128,7 @@ def options(settings: Settings, model: BaseModel, found: Catalog, chosen: Litera
         cpu_kv_cache_gib=settings.cpu_kv_cache_gib,
         enforce_eager=chosen == "cpu" if settings.enforce_eager is None else settings.enforce_eager,
         shutdown_grace_s=settings.shutdown_grace_s,
+        stall_s=settings.engine_stall_s,
         log_level=settings.log_level,
         log_format=settings.log_format,
         lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",

@@ -121,6 +121,11 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(
         default=512, ge=1, description="Requests that may wait for the engine; others get 503 at once."
     )
+    engine_stall_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds after which vLLM's process, when it does not move, is ended and restarted.",
+    )
     engine_restarts: int = Field(
         default=5, ge=0, description="Attempts to start an engine that died, before the server stops; 0: it stops."
     )

@@ -33,6 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         folder,
         HLO_PLUGINS="cardiology,oncology",
         HLO_ENGINE_RESTARTS="3",
+        HLO_ENGINE_STALL_S="20",
         HLO_SHUTDOWN_GRACE_S="3",
     )
     try:
@@ -84,8 +85,18 @@ class Clients:
             assert not thread.is_alive(), "a client waits for ever"
 
 
+def until_ready(server: Server) -> None:
+    """Wait until the engine runs again."""
+    deadline = time.monotonic() + 240
+    while server.get("/readyz").status_code != 200:
+        assert server.process.poll() is None, server.log.read_text()[-4000:]
+        assert time.monotonic() < deadline, server.log.read_text()[-4000:]
+        time.sleep(0.2)
+
+
 def test_a_killed_engine_comes_back(server: Server, figure: Figure) -> None:
     """Who waits gets a problem at once, who comes meanwhile is told when to come again; then all is as it was."""
+    restarts = server.metric('hlo_engine_restarts_total{outcome="done"}')
     before = server.post("/ask", {"question": ASKED["oncology"], "max_tokens": 8}).json()
     clients = Clients(server)
     (copy,) = (server.log.parent / "cache" / "adapters").glob(before["adapter"]["sha256"])
@@ -120,11 +131,7 @@ def test_a_killed_engine_comes_back(server: Server, figure: Figure) -> None:
         assert "hlo_ready 0.0" in client.get("/metrics").text
         assert client.post("/route", json={"question": ASKED["oncology"]}).json()["specialty"] == "oncology"
 
-    deadline = killed + 240
-    while server.get("/readyz").status_code != 200:
-        assert server.process.poll() is None, server.log.read_text()[-4000:]
-        assert time.monotonic() < deadline, server.log.read_text()[-4000:]
-        time.sleep(0.2)
+    until_ready(server)
     ready_s = time.monotonic() - killed
     assert server.post("/ask", {"question": ASKED["cardiology"], "max_tokens": 8}).status_code == 200
     spoilt = server.post("/ask", {"question": ASKED["oncology"], "max_tokens": 8})
@@ -136,13 +143,42 @@ def test_a_killed_engine_comes_back(server: Server, figure: Figure) -> None:
     again = server.post("/ask", {"question": ASKED["oncology"], "max_tokens": 8}).json()
     assert (again["answer"], again["adapter"]) == (before["answer"], before["adapter"])
     assert weights.read_bytes() == whole
-    assert server.metric('hlo_engine_restarts_total{outcome="done"}') == 1
+    assert server.metric('hlo_engine_restarts_total{outcome="done"}') == restarts + 1
     assert server.metric("hlo_questions_running") == 0
     assert "vllm:request_success_total" in server.get("/metrics").text
     assert not [one for one in (core, *workers) if one.is_running()]
     assert len(engine_processes(server)) == 1 + len(workers)
     outcome = f"all told in {told_s:.1f} s, ready again by itself after {ready_s:.0f} s, same answers"
     figure("faults", "engine process killed under answers", CLIENTS, outcome)
+
+
+def test_a_hanging_engine_is_ended_and_comes_back(server: Server, figure: Figure) -> None:
+    """An engine whose processes stand still is taken for dead after a while, and what follows is what follows death."""
+    before = server.post("/ask", {"question": ASKED["oncology"], "max_tokens": 8}).json()
+    clients = Clients(server)
+    still = engine_processes(server)
+    stopped = time.monotonic()
+    for process in still:
+        process.suspend()
+    clients.done()
+    told_s = time.monotonic() - stopped
+    for response in clients.whole:
+        assert (response.status_code, response.json()["type"]) == (503, "urn:hlo:problem:engine-dead")
+    for stream in clients.streamed:
+        name, problem = events(stream)[-1]
+        assert (name, problem["type"]) == ("problem", "urn:hlo:problem:engine-dead")
+    until_ready(server)
+    ready_s = time.monotonic() - stopped
+    assert "the engine has not moved for" in server.log.read_text()
+    assert not any(process.is_running() for process in still)
+    again = server.post("/ask", {"question": ASKED["oncology"], "max_tokens": 8}).json()
+    assert (again["answer"], again["adapter"]) == (before["answer"], before["adapter"])
+    figure(
+        "faults",
+        "engine that stands still under answers",
+        CLIENTS,
+        f"all told after {told_s:.0f} s (20 s are set), ready again by itself after {ready_s:.0f} s, same answers",
+    )
 
 
 def test_clients_that_leave_in_mid_stream_cost_nothing(server: Server, figure: Figure) -> None:

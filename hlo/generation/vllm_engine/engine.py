@@ -21,6 +21,7 @@ from hlo.generation.admission import Admission
 from hlo.generation.room import check_room
 from hlo.generation.vllm_engine.copies import Copies
 from hlo.generation.vllm_engine.installed import version
+from hlo.generation.vllm_engine.pulse import Pulse
 from hlo.generation.vllm_engine.quantized import plan
 from hlo.generation.vllm_engine.starting import WORKER, abandon, construct, environment
 from hlo.generation.vllm_engine.weights import Weights, verify
@@ -41,6 +42,7 @@ class VllmEngine:
         self._known: dict[str, Any] = {}
         self._closed = False
         self._admission = Admission(options.resident, options.turn_s)
+        self._pulse = Pulse(llm, options.stall_s)
         config = llm.vllm_config
         self._copies = Copies(int(config.parallel_config.data_parallel_size))
         self._traced = config.observability_config.otlp_traces_endpoint is not None
@@ -199,9 +201,10 @@ class VllmEngine:
         raise EngineError("The engine returned nothing for a prompt.", remedy="See vLLM's log.")
 
     async def check_health(self) -> None:
-        """Raise `EngineDead` when the engine process is gone."""
+        """Raise `EngineDead` when the engine process is gone; end it when it hangs, so that it soon is."""
         if self._closed or self._llm.errored:
             raise EngineDead("The engine process is gone.", remedy="Restart HLO; vLLM's log says why it died.")
+        self._pulse.feel()
 
     async def close(self) -> None:
         """Stop the engine process, giving running requests the grace period; nothing is left behind."""
@@ -210,6 +213,7 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
+        self._pulse.stop()
         llm, self._llm = self._llm, None
         if llm.errored:  # whoever still waits would do so for ever
             llm.output_processor.propagate_error(EngineDeadError())
