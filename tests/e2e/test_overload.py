@@ -15,10 +15,12 @@ import httpx
 import psutil
 import pytest
 from msgspec import Struct
+from playwright.sync_api import expect
 
 from benchmarks.soak import soak
 from hlo import keys
 from hlo.keys import Key
+from tests.e2e.browser import chromium, visiting
 from tests.e2e.server import Server, running
 from tests.e2e.test_answers import ASKED, events
 from tests.figures import Figure
@@ -103,6 +105,30 @@ def test_who_has_no_key_gets_nothing(guarded: Guarded) -> None:
         keys.revoke(guarded.folder / "hlo.keys", "for a while")
         assert client.post("/ask", json=body, headers=headers).status_code == 401
         assert client.get("/readyz").json()["specialties"] == []
+
+
+def test_the_console_asks_for_a_key(guarded: Guarded) -> None:
+    """The console asks for the key that the server wants, tells of a wrong one, and asks again for a revoked one."""
+    made, secret = keys.make("ward", "ask")
+    keys.add(guarded.folder / "hlo.keys", made)
+    with chromium() as browser, visiting(browser, guarded.server.url, 8) as visit:
+        page = visit.page
+        field = page.locator("#key-field")
+        expect(field).to_be_focused()
+        page.keyboard.type(f"{secret}x")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-why")).to_contain_text("key")
+        expect(field).to_be_focused()
+        page.keyboard.type(secret)
+        page.keyboard.press("Enter")
+        expect(page.locator("#specialty")).to_contain_text("Cardiology")
+        visit.ask(ASKED["cardiology"])
+        expect(page.locator(".evidence .who")).to_have_text("Cardiology")
+        assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+        keys.revoke(guarded.folder / "hlo.keys", "ward")
+        page.locator("#question").fill(ASKED["oncology"])
+        page.keyboard.press("Enter")
+        expect(field).to_be_focused()
 
 
 def test_a_full_line_refuses_at_once_and_the_others_finish(guarded: Guarded, figure: Figure) -> None:

@@ -156,8 +156,9 @@ def crash(server: Server, found: Watched) -> None:
             text = stream.iter_text()
             next(text)
             for child in psutil.Process(server.process.pid).children(recursive=True):
-                if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
-                    child.send_signal(signal.SIGABRT)
+                with contextlib.suppress(psutil.NoSuchProcess):  # the reload's process for plugins is just ending
+                    if "EngineCore" in " ".join(child.cmdline()) or "EngineCore" in child.name():
+                        child.send_signal(signal.SIGABRT)
             found.problems.append("".join(text).encode())
         time.sleep(2)
         found.problems.append(client.post("/ask", json=body | {"stream": False}).content)
