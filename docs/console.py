@@ -6,14 +6,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, ViewportSize
 
 from tests.e2e.browser import Visit, chromium, visiting
 from tests.e2e.reference import ADAPTERS
 from tests.e2e.server import running
 
 FOLDER = Path(__file__).parent
-SIZE = {"width": 1240, "height": 820}
+SIZE: ViewportSize = {"width": 1240, "height": 820}
 THEMES = ("light", "dark")
 CHEST = "My chest feels tight when I climb the stairs and it goes away when I rest. What could it be?"
 STROKE = "My face droops on one side and I can't lift my arm since this morning"
@@ -26,6 +26,9 @@ def ask(visit: Visit) -> None:
 
 def compare(visit: Visit) -> None:
     """A question that speaks of an emergency, answered by a specialist and by the base model."""
+    visit.page.set_viewport_size(
+        {"width": SIZE["width"], "height": SIZE["height"] + 80}
+    )  # two answers, each with a notice, are higher
     visit.page.get_by_role("button", name="New conversation").click()
     visit.page.get_by_label("Compare").check()
     visit.ask(STROKE)
@@ -33,6 +36,7 @@ def compare(visit: Visit) -> None:
 
 def specialties(visit: Visit) -> None:
     """What is served, and what is refused."""
+    visit.page.set_viewport_size(SIZE)
     visit.page.goto(f"{visit.url}/#specialties")
     visit.page.locator(".refusals").wait_for()
 
