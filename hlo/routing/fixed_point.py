@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hlo.routing.onnx_encoder import runtime
+from hlo.routing.onnx_encoder import in_one_thread, runtime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,7 +57,7 @@ def _planes(whole: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _session(weights: NDArray[np.int8]) -> Any:
-    """The product with these `weights`, shape (dimension, columns), as an ONNX Runtime session in one thread."""
+    """The product with these `weights`, shape (dimension, columns), as an ONNX Runtime session."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(
@@ -71,9 +71,5 @@ def _session(weights: NDArray[np.int8]) -> Any:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    onnxruntime = runtime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    serialized = model.SerializeToString()
+    return runtime().InferenceSession(serialized, in_one_thread(), providers=["CPUExecutionProvider"])

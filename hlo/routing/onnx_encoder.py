@@ -170,15 +170,21 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def _session(path: Path, sum_bits: int) -> Any:
-    """The graph, ready to run, each time in the thread that runs it."""
-    onnxruntime = runtime()
-    options = onnxruntime.SessionOptions()
+def in_one_thread() -> Any:
+    """ONNX Runtime's options for a session that runs each time in the thread that calls it, and logs errors only."""
+    options = runtime().SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors
+    return options
+
+
+def _session(path: Path, sum_bits: int) -> Any:
+    """The graph, ready to run."""
+    onnxruntime = runtime()
+    options = in_one_thread()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = False  # it would be kept for every length of a question, and makes none faster
-    options.log_severity_level = 3  # errors
     # x86 CPUs without VNNI add products of 8-bit numbers in 16 bits and cut off what does not fit: vectors would be
     # 0.004 of a cosine away from those of all other CPUs. With this they add in 32 bits, and take an eighth longer.
     options.add_session_config_entry("session.x64quantprecision", "1" if sum_bits == 32 else "0")

@@ -250,7 +250,7 @@ async def test_threads_take_batches_at_the_same_time() -> None:
     """What comes while one thread is busy is taken by another; what comes while all are, by the first that is free."""
     gated = Gated(threads=2)
     batching = BatchingEncoder(gated, 4)
-    asked = [asyncio.create_task(batching.encode([word])) for word in ("heart",)]
+    asked = [asyncio.create_task(batching.encode(["heart"]))]
     await gated.until_entered()
     asked.append(asyncio.create_task(batching.encode(["lung"])))
     await gated.until_entered()

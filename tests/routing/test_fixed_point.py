@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hlo.routing.fixed_point import FixedPoint
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-def units(rows: int, dimension: int, seed: int) -> NDArray[np.float32]:
-    drawn = np.random.default_rng(seed).normal(size=(rows, dimension))
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), dtype=np.float32)
+from tests.routing.test_bank import vectors as units
 
 
 @settings(max_examples=40)
