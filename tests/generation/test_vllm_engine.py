@@ -51,6 +51,30 @@ def test_what_one_engine_takes_from_the_environment_is_not_left_to_the_next(monk
         assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("changes", "own", "there"),
+    [
+        ({"quantization": "fp8_per_channel"}, {}, "expandable_segments:True"),
+        ({"quantization": "fp8_per_channel", "tensor_parallel_size": 2}, {}, None),
+        ({"quantization": "fp8_per_channel", "arguments": {"tensor_parallel_size": 2}}, {}, None),
+        ({"quantization": "fp8_per_channel", "device": "cpu"}, {}, None),
+        ({}, {}, None),
+        ({"quantization": "fp8_per_channel"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"quantization": "fp8_per_channel"}, {"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_rounded_weights_leave_no_holes_on_a_small_card(
+    changes: dict[str, Any], own: dict[str, str], there: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch may split its blocks where weights are rounded as they load, unless the operator says."""
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    with environment(msgspec.structs.replace(OPTIONS, **changes)):
+        assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == there
+
+
 TRACES = {
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4317",
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",

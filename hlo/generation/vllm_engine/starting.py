@@ -41,6 +41,8 @@ def environment(options: EngineOptions) -> Iterator[None]:
         wanted["VLLM_LORA_ENABLE_DUAL_STREAM"] = "1"
     if options.enforce_eager:  # a few helpers of vLLM compile themselves all the same, which needs a C++ compiler
         wanted["TORCHDYNAMO_DISABLE"] = "1"
+    if _rounds_while_loading(options) and "PYTORCH_ALLOC_CONF" not in os.environ:
+        wanted["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     wanted |= options.trace_environment  # and vLLM leaves the endpoint in the environment itself
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(missing)
@@ -49,6 +51,17 @@ def environment(options: EngineOptions) -> Iterator[None]:
     finally:
         for name in missing:
             os.environ.pop(name, None)
+
+
+def _rounds_while_loading(options: EngineOptions) -> bool:
+    """Whether weights are rounded as they load, on one GPU.
+
+    vLLM keeps PyTorch from splitting free blocks meanwhile (`_scoped_allocator_max_split`), so that rounded weights lie
+    in larger blocks which 16-bit ones have left: 504 MiB too many for a 7B model, more than a card of 8 GB has to give.
+    Expandable segments are split all the same. Several GPUs can not share what lies in them (vLLM's issue 42609).
+    """
+    one = int(options.arguments.get("tensor_parallel_size") or options.tensor_parallel_size) == 1
+    return options.device == "cuda" and options.quantization == "fp8_per_channel" and one
 
 
 async def abandon(building: asyncio.Future[None]) -> None:
