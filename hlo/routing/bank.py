@@ -8,8 +8,9 @@ spherical data", Biometrika 1987): near examples count most, and no single one d
 So that many specialties cost little, only the `SHORTLIST` whose mean examples are nearest to the question are scored
 that way. The shortlist is exact: every specialty's mean is compared.
 
-Where there are neither few examples nor very many, questions are compared with all of them and all means at once, in
-fixed point (`hlo.routing.fixed_point`), some 1e-5 away from float32.
+Where there are neither few examples nor very many, questions are compared with all of them at once, in 8 bits
+(`hlo.routing.fixed_point`), and with those that come near, in float32. The others' cosines are some 4e-4 off, and they
+count little: the score of the nearest specialty is right to 1e-4, and so are those that come close to it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ SHORTLIST = 16
 _SELF = 0.9999  # a cosine from which on a vector counts as the same example
 _CHUNK = 32  # questions compared at once
 _SMALL_CHUNK = 8  # in fixed point
+_NEAR = 0.1  # within how much of the nearest example's cosine others count: beyond, one has 6 % of its say at most
+_MOST_NEAR = 128  # and how many of them at most
 _MANY = 2_000  # examples from which on fixed point is faster
 _TOO_MANY = 32_768  # and from which on it is not: 25 MB
 
@@ -71,7 +74,7 @@ class Bank(Struct, frozen=True, eq=False):
     """The groups of the specialties, then those of the background, and their vectors beneath each other.
 
     `examples` has shape (all examples, dimension); those of group g begin at row `starts[g]`. `means` has shape
-    (groups, dimension). `quick` has the examples and then the means; None where these are few, or very many.
+    (groups, dimension). `quick` has the examples once more; None where these are few, or very many.
     """
 
     specialties: tuple[Group, ...]
@@ -94,7 +97,7 @@ class Bank(Struct, frozen=True, eq=False):
             for group, (start, end) in zip(groups, pairwise(starts.tolist()), strict=True)
         )
         at_once = _MANY <= len(examples) < _TOO_MANY
-        quick = FixedPoint(np.concatenate([examples, means])) if at_once else None
+        quick = FixedPoint(examples) if at_once else None
         return cls(views[: len(specialties)], views[len(specialties) :], examples, starts, means, quick)
 
     @property
@@ -113,15 +116,12 @@ class Bank(Struct, frozen=True, eq=False):
 
     def _compare(self, questions: NDArray[np.float32], leave_out: bool) -> list[Comparison]:
         border = len(self.specialties)
-        cosines = None
-        if self.quick is None:
-            nearness = questions @ self.means.T
-        else:
-            cosines, nearness = np.split(self.quick.products(questions), [len(self.examples)], axis=1)
+        nearness = questions @ self.means.T
         near, far = _nearest(nearness[:, :border], SHORTLIST), _nearest(nearness[:, border:], SHORTLIST) + border
-        if cosines is not None:
-            scores = _densities(cosines, np.diff(self.starts), leave_out)
-            inside, outside = (np.take_along_axis(scores, some, axis=1) for some in (near, far))
+        if self.quick is not None and not leave_out:  # a question among the examples is nearest to itself
+            scores = _densities(self._cosines(self.quick, questions), np.diff(self.starts), leave_out)
+            rows = np.arange(len(questions))[:, None]
+            inside, outside = scores[rows, near], scores[rows, far]
         elif len(questions) == 1:  # in one go: what is done once costs as much as the arithmetic
             both = self._scores(questions, np.concatenate([near, far], axis=1), leave_out)
             inside, outside = both[:, : near.shape[1]], both[:, near.shape[1] :]
@@ -132,6 +132,16 @@ class Bank(Struct, frozen=True, eq=False):
             Comparison(ranked(map(Score, (self.specialties[place].name for place in places), values)), behind)
             for places, values, behind in zip(near.tolist(), inside.tolist(), background, strict=True)
         ]
+
+    def _cosines(self, quick: FixedPoint, questions: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosines of all examples; those of the nearest, of each question alone, in float32."""
+        cosines = quick.products(questions)
+        for row, question in zip(cosines, questions, strict=True):
+            near = np.flatnonzero(row > row.max() - _NEAR)
+            if len(near) > _MOST_NEAR:
+                near = near[np.argpartition(row[near], -_MOST_NEAR)[-_MOST_NEAR:]]
+            row[near] = self.examples[near] @ question
+        return cosines
 
     def _scores_of_many(
         self, questions: NDArray[np.float32], groups: NDArray[np.int64], leave_out: bool
@@ -239,12 +249,18 @@ def _grouped(name: str, examples: NDArray[np.float32], texts: tuple[str, ...], d
 
 
 def _densities(cosines: NDArray[np.float32], sizes: NDArray[np.int64], leave_out: bool) -> NDArray[np.float64]:
-    """The scores of groups of so many examples, whose cosines stand beside each other: shape (questions, groups)."""
-    weights = np.exp(CONCENTRATION * (cosines - 1))  # none overflows, and none vanishes
+    """The scores of groups of so many examples, whose cosines stand beside each other: shape (questions, groups).
+
+    The cosines are used up.
+    """
     bounds = np.cumsum(sizes) - sizes
-    if leave_out:
-        others = cosines < _SELF
-        weights = weights * others
+    others = cosines < _SELF if leave_out else None
+    weights = cosines
+    weights -= 1
+    weights *= CONCENTRATION
+    np.exp(weights, out=weights)  # none overflows, and none vanishes
+    if others is not None:
+        weights *= others
         sizes = np.maximum(np.add.reduceat(others, bounds, axis=1, dtype=np.int64), 1)
     means = np.add.reduceat(weights, bounds, axis=1, dtype=np.float64) / sizes
     with np.errstate(divide="ignore"):  # a group whose only example was left out

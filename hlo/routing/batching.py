@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
@@ -52,10 +55,11 @@ class BatchingEncoder:
         self.encoder = encoder
         self._max_batch = max_batch
         self._timeout_s = timeout_s
-        self._jobs: deque[_Job] = deque()
         self._workers = [DaemonThread("hlo-encoder") for _ in range(getattr(encoder, "threads", 1))]
         self._closed = False
-        self._drains: dict[DaemonThread, asyncio.Task[None]] = {}
+        self._lock = threading.Lock()  # of what follows: threads take from it without going through an event loop
+        self._jobs: deque[_Job] = deque()
+        self._idle = list(self._workers)
 
     async def encode(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors, shape (questions, dimension). Raises `EncoderError`."""
@@ -80,8 +84,13 @@ class BatchingEncoder:
         return _Blocking(self, asyncio.get_running_loop(), self._max_batch)
 
     def close(self) -> None:
-        """Stop the threads once their batches are done; one that hangs is left."""
-        self._closed = True
+        """Stop the threads once their batches are done; one that hangs is left, and what waits is cancelled."""
+        with self._lock:
+            self._closed = True
+            waiting = list(self._jobs)
+            self._jobs.clear()
+        for job in waiting:
+            _tell([job], job.done.cancel)
         over = time.monotonic() + _CLOSING_S
         for worker in self._workers:
             worker.stop(max(over - time.monotonic(), 0))
@@ -95,10 +104,11 @@ class BatchingEncoder:
             raise EncoderError("The encoder was closed.", remedy="The server is stopping; ask another.")
         if all(worker.busy_s() > self._timeout_s for worker in self._workers):
             raise self._too_slow()
-        self._jobs.append(job)
-        idle = (one for one in self._workers if one not in self._drains or self._drains[one].done())
-        if (worker := next(idle, None)) is not None:
-            self._drains[worker] = asyncio.create_task(self._run(worker))
+        with self._lock:
+            self._jobs.append(job)
+            worker = self._idle.pop() if self._idle else None
+        if worker is not None:
+            worker.put(partial(self._drain, worker))
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await job.done
@@ -112,39 +122,35 @@ class BatchingEncoder:
             remedy="Ask again later; HLO_ENCODER_TIMEOUT_S says how long to wait for it.",
         )
 
-    async def _run(self, worker: DaemonThread) -> None:
-        while not self._closed and (batch := self._take()):
-            try:
-                results = await worker.call(partial(self._work, batch))
-            except asyncio.CancelledError:
-                for job in batch:
-                    job.done.cancel()
-                raise
-            except Exception as error:  # told to each who waits; the next batch may fare better
-                logger.error("%s", _as_ours(error))
-                for job in batch:
-                    if not job.done.done():
-                        job.done.set_exception(_as_ours(error))
-                continue
-            for job, result in zip(batch, results, strict=True):
-                if not job.done.done():
-                    job.done.set_result(result)
-        for job in self._jobs:  # none, unless it was closed meanwhile
-            job.done.cancel()
+    def _drain(self, worker: DaemonThread) -> None:
+        """Do the next batch, in the worker's thread, and see to the one after it, or wait for a question."""
+        with self._lock:
+            batch = self._take()
+            if not batch:
+                self._idle.append(worker)
+                return
+        try:
+            tell = partial(_answer, batch, self._work(batch))
+        except BaseException as error:  # also SystemExit: it must reach who waits, not end this thread
+            logger.error("%s", _as_ours(error))
+            tell = partial(_refuse, batch, error)  # each who waits; the next batch may fare better
+        _tell(batch, tell)
+        worker.put(partial(self._drain, worker))
 
     def _work(self, batch: Sequence[_Job]) -> list[Any]:
-        """The results of a batch of jobs; those with the same `then` share one call of it."""
+        """The results of a batch of jobs; neighbours with the same `then` share one call of it."""
         began, clock = time.time_ns(), time.perf_counter_ns()
         vectors = self.encoder.encode([question for job in batch for question in job.questions])
         encoded = began + time.perf_counter_ns() - clock  # whatever becomes of the wall clock meanwhile
-        ends = list(accumulate(len(job.questions) for job in batch))
-        rows = [range(end - len(job.questions), end) for job, end in zip(batch, ends, strict=True)]
-        results: list[Any] = [vectors[one.start : one.stop] for one in rows]
-        for then in {job.then for job in batch if job.then is not None}:
-            alike = [number for number, job in enumerate(batch) if job.then == then]
-            found = iter(then(vectors[[row for number in alike for row in rows[number]]]))
-            for number in alike:
-                results[number] = tuple(islice(found, len(rows[number])))
+        results: list[Any] = []
+        start = 0
+        for then, alike in groupby(batch, attrgetter("then")):
+            sizes = [len(job.questions) for job in alike]
+            rows = vectors[start : start + sum(sizes)]
+            start += len(rows)
+            found = rows if then is None else tuple(then(rows))
+            ends = list(accumulate(sizes))
+            results += [found[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         scored = began + time.perf_counter_ns() - clock
         for job in batch:
             if job.watch is not None:
@@ -190,7 +196,26 @@ class _Blocking:
         return np.concatenate(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
 
 
-def _as_ours(error: Exception) -> HLOError:
+def _tell(batch: Sequence[_Job], tell: Callable[[], object]) -> None:
+    """Have the event loop of those who wait do `tell`, unless it has ended."""
+    loop = batch[0].done.get_loop()
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(tell)
+
+
+def _answer(batch: Sequence[_Job], results: Sequence[Any]) -> None:
+    for job, result in zip(batch, results, strict=True):
+        if not job.done.done():  # its caller may have gone
+            job.done.set_result(result)
+
+
+def _refuse(batch: Sequence[_Job], error: BaseException) -> None:
+    for job in batch:
+        if not job.done.done():
+            job.done.set_exception(_as_ours(error))
+
+
+def _as_ours(error: BaseException) -> HLOError:
     if isinstance(error, HLOError):
         return error
     # Not the error's own text: it may quote the question.
