@@ -31,6 +31,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
+ASKED = ("/ask", "/route", "/generate", "/v1/chat/completions")
 RELOAD = "/admin/specialties/reload"  # takes no input, and seconds: what is installed is looked at anew
 
 
@@ -54,7 +55,7 @@ def test_every_route_answers_as_it_is_described(url: str, figure: Figure) -> Non
     schema = schemathesis.openapi.from_url(f"{url}/schema/openapi.json")
     found = [one.ok() for one in schema.get_all_operations() if isinstance(one, Ok)]
     operations = sorted(found, key=lambda one: one.path == RELOAD)
-    assert {"/ask", "/v1/chat/completions", "/specialties", RELOAD} <= {one.path for one in operations}
+    assert {*ASKED, "/specialties", RELOAD} <= {one.path for one in operations}
     statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
     with requests.Session() as session:
         for operation in operations:
@@ -73,8 +74,11 @@ def test_every_route_answers_as_it_is_described(url: str, figure: Figure) -> Non
                 assert response.status_code != 500
                 statuses[case.path][response.status_code] += 1
 
-            each()
-    for path in ("/ask", "/route", "/generate", "/v1/chat/completions"):
-        assert statuses[path].keys() >= {200, 400}, path  # what was sent was right, and wrong
+            wanted = {200, 400} if operation.path in ASKED else set()  # right ones and wrong ones, which chance decides
+            for _ in range(5):
+                each()
+                if statuses[operation.path].keys() >= wanted:
+                    break
+            assert statuses[operation.path].keys() >= wanted, operation.path
     tried = sum(found.total() for found in statuses.values())
     figure("inputs", "requests after, and against, the OpenAPI description", tried, "all answered as described")
