@@ -43,7 +43,7 @@ _SMALL_CHUNK = 8  # in fixed point
 _NEAR = 0.1  # within how much of the nearest example's cosine others count: beyond, one has 6 % of its say at most
 _MOST_NEAR = 128  # and how many of them at most
 _MANY = 2_000  # examples from which on fixed point is faster
-_TOO_MANY = 32_768  # and from which on it is not: 25 MB
+_TOO_MANY = 32_768  # and from which on it is not known to be
 
 
 class Group(Struct, frozen=True, eq=False):
@@ -110,16 +110,17 @@ class Bank(Struct, frozen=True, eq=False):
 
         `leave_out` ignores the question's own vector among the examples, for asking where an example itself would go.
         """
-        size = _CHUNK if self.quick is None else _SMALL_CHUNK
+        quick = None if leave_out else self.quick  # a question among the examples is nearest to itself
+        size = _CHUNK if quick is None else _SMALL_CHUNK
         pieces = (questions[start : start + size] for start in range(0, len(questions), size))
-        return tuple(one for piece in pieces for one in self._compare(piece, leave_out))
+        return tuple(one for piece in pieces for one in self._compare(piece, quick, leave_out))
 
-    def _compare(self, questions: NDArray[np.float32], leave_out: bool) -> list[Comparison]:
+    def _compare(self, questions: NDArray[np.float32], quick: FixedPoint | None, leave_out: bool) -> list[Comparison]:
         border = len(self.specialties)
         nearness = questions @ self.means.T
         near, far = _nearest(nearness[:, :border], SHORTLIST), _nearest(nearness[:, border:], SHORTLIST) + border
-        if self.quick is not None and not leave_out:  # a question among the examples is nearest to itself
-            scores = _densities(self._cosines(self.quick, questions), np.diff(self.starts), leave_out)
+        if quick is not None:
+            scores = _densities(self._cosines(quick, questions), np.diff(self.starts), leave_out)
             rows = np.arange(len(questions))[:, None]
             inside, outside = scores[rows, near], scores[rows, far]
         elif len(questions) == 1:  # in one go: what is done once costs as much as the arithmetic

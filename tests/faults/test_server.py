@@ -396,6 +396,7 @@ def test_a_server_told_to_stop_under_load_ends_in_its_grace(server: Server, figu
     deadline = time.monotonic() + 60
     while (running := server.metric("hlo_questions_running")) + outcomes.total() < len(threads):  # some may be over
         assert time.monotonic() < deadline, f"{running} run, {outcomes}"
+        time.sleep(0.02)
     told = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     assert running > 0, outcomes
