@@ -155,16 +155,14 @@ async def on_gpus() -> None:
         "max_model_len": 2048,
         "compilation_config": {"cudagraph_capture_sizes": shapes.GRAPHS},
     }
-    rows: list[dict[str, Any]] = []
-    for name, more in {
+    ways: dict[str, dict[str, Any]] = {
         "1 GPU": {},
-        "2 GPUs, divided": {"tensor_parallel_size": 2},
         "2 GPUs, a copy each": {"data_parallel_size": 2},
-    }.items():
-        with (
-            tempfile.TemporaryDirectory() as made,
-            shaped.installed(Path(made), shapes.MISTRAL_7B, GPU.adapters) as model,
-        ):
+        "2 GPUs, divided": {"tensor_parallel_size": 2},
+    }
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as made, shaped.installed(Path(made), shapes.MISTRAL_7B, GPU.adapters) as model:
+        for name, more in ways.items():
             runtime = await shaped.start(shaped.settings(model, engine_arguments=arguments, spare_adapters=0, **more))
             try:
                 bench = Bench(runtime, GPU.tokens)
@@ -176,9 +174,9 @@ async def on_gpus() -> None:
                 ]
             finally:
                 await runtime.close()
-        rows.append({"engine": name, "tokens/s": median(rounds), "tokens/s alone": GPU.tokens / alone})
-        rows[-1] |= {"of 1 GPU": rows[-1]["tokens/s"] / rows[0]["tokens/s"]}
-        print(rows[-1], flush=True)
+            rows.append({"engine": name, "tokens/s": median(rounds), "tokens/s alone": GPU.tokens / alone})
+            rows[-1] |= {"of 1 GPU": rows[-1]["tokens/s"] / rows[0]["tokens/s"]}
+            print(rows[-1], flush=True)
     tell("scaleout_gpu", f"Mistral-7B's shape, {GPU.clients} clients, {GPU.adapters} adapters", rows)
 
 

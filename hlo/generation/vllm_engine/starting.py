@@ -58,7 +58,8 @@ def _rounds_while_loading(options: EngineOptions) -> bool:
 
     vLLM keeps PyTorch from splitting free blocks meanwhile (`_scoped_allocator_max_split`), so that rounded weights lie
     in larger blocks which 16-bit ones have left: 504 MiB too many for a 7B model, more than a card of 8 GB has to give.
-    Expandable segments are split all the same. Several GPUs can not share what lies in them (vLLM's issue 42609).
+    Expandable segments are split all the same; `holes` closes what stays free between. Several GPUs can not share what
+    lies in them (vLLM's issue 42609).
     """
     one = int(options.arguments.get("tensor_parallel_size") or options.tensor_parallel_size) == 1
     return options.device == "cuda" and options.quantization == "fp8_per_channel" and one

@@ -8,6 +8,7 @@ from typing import Any
 from vllm.model_executor.layers.linear import LinearBase
 
 from hlo.generation.vllm_engine import (
+    holes,
     int8_loader,  # noqa: F401 - registers the load format before the model is read
     slots,
 )
@@ -17,6 +18,7 @@ from hlo.generation.vllm_engine.reader import AdapterReader
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 slots.install()
+holes.install()
 
 
 class HloWorker(AdapterReader):
