@@ -9,7 +9,7 @@ So that many specialties cost little, only the `SHORTLIST` whose mean examples a
 that way. The shortlist is exact: every specialty's mean is compared.
 
 Where there are neither few examples nor very many, questions are compared with all of them at once, in 8 bits
-(`hlo.routing.fixed_point`), and with those that come near, in float32. The others' cosines are some 4e-4 off, and they
+(`hlo.routing.fixed_point`), and with those that come near, in float32. The others' cosines are some 7e-4 off, and they
 count little: the score of the nearest specialty is right to 1e-4, and so are those that come close to it.
 """
 
@@ -40,8 +40,8 @@ SHORTLIST = 16
 _SELF = 0.9999  # a cosine from which on a vector counts as the same example
 _CHUNK = 32  # questions compared at once
 _SMALL_CHUNK = 8  # in fixed point
-_NEAR = 0.1  # within how much of the nearest example's cosine others count: beyond, one has 6 % of its say at most
-_MOST_NEAR = 128  # and how many of them at most
+_NEAR = 0.2  # within how much of the nearest example's cosine others count: beyond, one has 0.4 % of its say at most
+_MOST_NEAR = 512  # and how many of them at most
 _MANY = 2_000  # examples from which on fixed point is faster
 _TOO_MANY = 32_768  # and from which on it is not known to be
 
