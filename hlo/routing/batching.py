@@ -126,16 +126,23 @@ class BatchingEncoder:
         """Do the next batch, in the worker's thread, and see to the one after it, or wait for a question."""
         with self._lock:
             batch = self._take()
-            if not batch:
+        tell = self._done(batch) if batch else None
+        with self._lock:
+            more = bool(self._jobs)
+            if not more:
                 self._idle.append(worker)
-                return
+        if tell is not None:  # last: the event loop that wakes needs the interpreter for itself
+            _tell(batch, tell)
+        if more:
+            worker.put(partial(self._drain, worker))
+
+    def _done(self, batch: Sequence[_Job]) -> Callable[[], None]:
+        """Do a batch; what tells those who wait what came of it."""
         try:
-            tell = partial(_answer, batch, self._work(batch))
+            return partial(_answer, batch, self._work(batch))
         except BaseException as error:  # also SystemExit: it must reach who waits, not end this thread
             logger.error("%s", _as_ours(error))
-            tell = partial(_refuse, batch, error)  # each who waits; the next batch may fare better
-        _tell(batch, tell)
-        worker.put(partial(self._drain, worker))
+            return partial(_refuse, batch, error)  # each who waits; the next batch may fare better
 
     def _work(self, batch: Sequence[_Job]) -> list[Any]:
         """The results of a batch of jobs; neighbours with the same `then` share one call of it."""
