@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,14 +72,15 @@ class Comparison(Struct, frozen=True):
 class Bank(Struct, frozen=True, eq=False):
     """The groups of the specialties, then those of the background, and their vectors beneath each other.
 
-    `examples` has shape (all examples, dimension); those of group g begin at row `starts[g]`. `means` has shape
-    (groups, dimension). `quick` has the examples once more; None where these are few, or very many.
+    `examples` has shape (all examples, dimension); those of group g, `sizes[g]` of them, begin at row `starts[g]`.
+    `means` has shape (groups, dimension). `quick` has the examples once more; None where these are few, or very many.
     """
 
     specialties: tuple[Group, ...]
     background: tuple[Group, ...]
     examples: NDArray[np.float32]
     starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     means: NDArray[np.float32]
     quick: FixedPoint | None = None
 
@@ -91,14 +91,15 @@ class Bank(Struct, frozen=True, eq=False):
         nothing = np.zeros((0, dimension), dtype=np.float32)
         examples = np.concatenate([nothing, *(group.examples for group in groups)])
         means = np.stack([group.mean for group in groups]) if groups else nothing
-        starts = np.cumsum([0, *(len(group.examples) for group in groups)])
+        sizes = np.array([len(group.examples) for group in groups], dtype=np.int64)
+        starts = np.cumsum(sizes) - sizes
         views = tuple(
-            Group(group.name, examples[start:end], group.mean, group.texts, group.digest)
-            for group, (start, end) in zip(groups, pairwise(starts.tolist()), strict=True)
+            Group(group.name, examples[start : start + size], group.mean, group.texts, group.digest)
+            for group, start, size in zip(groups, starts.tolist(), sizes.tolist(), strict=True)
         )
         at_once = _MANY <= len(examples) < _TOO_MANY
         quick = FixedPoint(examples) if at_once else None
-        return cls(views[: len(specialties)], views[len(specialties) :], examples, starts, means, quick)
+        return cls(views[: len(specialties)], views[len(specialties) :], examples, starts, sizes, means, quick)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,7 +121,7 @@ class Bank(Struct, frozen=True, eq=False):
         nearness = questions @ self.means.T
         near, far = _nearest(nearness[:, :border], SHORTLIST), _nearest(nearness[:, border:], SHORTLIST) + border
         if quick is not None:
-            scores = _densities(self._cosines(quick, questions), np.diff(self.starts), leave_out)
+            scores = _densities(self._cosines(quick, questions), self.starts, self.sizes, leave_out)
             rows = np.arange(len(questions))[:, None]
             inside, outside = scores[rows, near], scores[rows, far]
         elif len(questions) == 1:  # in one go: what is done once costs as much as the arithmetic
@@ -160,17 +161,17 @@ class Bank(Struct, frozen=True, eq=False):
         if not groups.size:
             return np.zeros(groups.shape)
         wanted, groups = groups, np.unique(groups)
-        sizes = self.starts[groups + 1] - self.starts[groups]
+        sizes = self.sizes[groups]
         # Examples first: for a few questions, BLAS takes up to twice as long the other way round.
         cosines = np.concatenate([(self.examples[rows] @ questions.T).T for rows in self._runs(groups)], axis=1)
-        scores = _densities(np.ascontiguousarray(cosines), sizes, leave_out)
+        scores = _densities(np.ascontiguousarray(cosines), np.cumsum(sizes) - sizes, sizes, leave_out)
         return np.asarray(np.take_along_axis(scores, np.searchsorted(groups, wanted), axis=1))
 
     def _runs(self, groups: NDArray[np.int64]) -> Iterable[slice]:
         """The rows of some groups: as few slices as there are runs of neighbours, since each costs a multiplication."""
         ends = np.flatnonzero(np.diff(groups) != 1)
         for first, last in zip(groups[[0, *(ends + 1)]], groups[[*ends, -1]], strict=True):
-            yield slice(int(self.starts[first]), int(self.starts[last + 1]))
+            yield slice(int(self.starts[first]), int(self.starts[last] + self.sizes[last]))
 
 
 def ranked(scores: Iterable[Score]) -> tuple[Score, ...]:
@@ -249,12 +250,13 @@ def _grouped(name: str, examples: NDArray[np.float32], texts: tuple[str, ...], d
     return Group(name, examples, unit, texts, digest)
 
 
-def _densities(cosines: NDArray[np.float32], sizes: NDArray[np.int64], leave_out: bool) -> NDArray[np.float64]:
-    """The scores of groups of so many examples, whose cosines stand beside each other: shape (questions, groups).
+def _densities(
+    cosines: NDArray[np.float32], starts: NDArray[np.int64], sizes: NDArray[np.int64], leave_out: bool
+) -> NDArray[np.float64]:
+    """The scores of groups of so many examples, whose cosines begin at these columns: shape (questions, groups).
 
     The cosines are used up.
     """
-    bounds = np.cumsum(sizes) - sizes
     others = cosines < _SELF if leave_out else None
     weights = cosines
     weights -= 1
@@ -262,8 +264,8 @@ def _densities(cosines: NDArray[np.float32], sizes: NDArray[np.int64], leave_out
     np.exp(weights, out=weights)  # none overflows, and none vanishes
     if others is not None:
         weights *= others
-        sizes = np.maximum(np.add.reduceat(others, bounds, axis=1, dtype=np.int64), 1)
-    means = np.add.reduceat(weights, bounds, axis=1, dtype=np.float64) / sizes
+        sizes = np.maximum(np.add.reduceat(others, starts, axis=1, dtype=np.int64), 1)
+    means = np.add.reduceat(weights, starts, axis=1, dtype=np.float64) / sizes
     with np.errstate(divide="ignore"):  # a group whose only example was left out
         return np.asarray(np.maximum(1 + np.log(means) / CONCENTRATION, -1.0))
 
@@ -271,7 +273,7 @@ def _densities(cosines: NDArray[np.float32], sizes: NDArray[np.int64], leave_out
 def _nearest(nearness: NDArray[np.float32], most: int) -> NDArray[np.int64]:
     """The columns of the largest values of each row, at most `most`, in no order."""
     if nearness.shape[1] <= most:
-        return np.tile(np.arange(nearness.shape[1]), (len(nearness), 1))
+        return np.zeros((len(nearness), 1), dtype=np.int64) + np.arange(nearness.shape[1])
     return np.asarray(np.argpartition(nearness, -most, axis=1)[:, -most:])
 
 

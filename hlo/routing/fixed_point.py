@@ -35,7 +35,7 @@ class FixedPoint:
 
     def products(self, asked: NDArray[np.float32]) -> NDArray[np.float32]:
         """Products with vectors, shape (asked, dimension): shape (asked, vectors)."""
-        (found,) = self._run(None, {"asked": asked})
+        (found,) = self._run(["found"], {"asked": asked})
         return np.asarray(found)
 
 

@@ -46,7 +46,8 @@ def patch(worker: type[Any]) -> None:
             return
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
-        if before - torch.cuda.memory_allocated() > _WORTH * max(self.requested_memory - before, 0):
+        left = max(getattr(self, "requested_memory", 0) - before, 0)
+        if before - torch.cuda.memory_allocated() > _WORTH * left:
             model = self.model_runner.get_model()
             close((*model.parameters(), *model.buffers()), torch.cuda.empty_cache)
             logger.info("%.0f MiB between weights given back", (before - torch.cuda.memory_reserved()) / 2**20)
