@@ -3,7 +3,7 @@
 `python -m benchmarks.scaleout` runs one `vllm serve`, then two, on a CPU behind the engine `openai`, with the
 demonstration model, fewer places than adapters, and requests sent by adapter affinity or in turn. Both share the
 machine's cores there: that shows what the engine costs, not what a second machine brings. `--gpu` takes Mistral-7B's
-shape on two GPUs of one machine: one of them, the model divided among both, and a copy on each.
+shape on two GPUs of one machine: one of them, a copy of the model on each, and the model divided among both.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ async def on_cpu() -> None:
 
 
 async def on_gpus() -> None:
-    """One GPU, tensor parallelism over two, data parallelism over two: throughput, and the speed of one request."""
+    """One GPU, data parallelism over two, tensor parallelism over two: throughput, and the speed of one request."""
     arguments: dict[str, Any] = {
         "max_model_len": 2048,
         "compilation_config": {"cudagraph_capture_sizes": shapes.GRAPHS},

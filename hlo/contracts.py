@@ -53,7 +53,8 @@ class Servers(Struct, frozen=True):
 class EngineOptions(Struct, frozen=True):
     """How an engine is to run. Lengths are in tokens; `slots` counts adapters that it keeps, `rank` is the highest.
 
-    The model is divided among `devices`, and runs `data_parallel_size` times.
+    Each layer is divided among `tensor_parallel_size` devices, and the model runs `data_parallel_size` times; both are
+    as the operator's own arguments have them, where these do.
 
     `resident` of them stand on the device at once (None: all), and take turns of `turn_s` seconds at least.
     `kinds` are the kinds of linear layer that adapters may touch: an engine may leave all others alone. `null` is an
@@ -97,11 +98,6 @@ class EngineOptions(Struct, frozen=True):
     reason: str = ""
     trace_environment: Mapping[str, str] = {}
     servers: Servers | None = None
-
-    @property
-    def devices(self) -> int:
-        """How many devices the model is divided among; the operator's own arguments come first."""
-        return int(self.arguments.get("tensor_parallel_size") or self.tensor_parallel_size)
 
 
 class EngineInfo(Struct, frozen=True):

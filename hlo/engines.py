@@ -133,8 +133,8 @@ def options(settings: Settings, model: BaseModel, found: Catalog, chosen: Litera
         log_format=settings.log_format,
         lora_kernels=settings.lora_kernels if chosen == "cuda" else "engine",
         lora_configs=lora_configs(settings),
-        tensor_parallel_size=settings.tensor_parallel_size,
-        data_parallel_size=settings.data_parallel_size,
+        tensor_parallel_size=_parallel(settings, "tensor_parallel_size"),
+        data_parallel_size=_parallel(settings, "data_parallel_size"),
         arguments=settings.engine_arguments,
         servers=_servers(settings),
     )
@@ -164,11 +164,26 @@ def device(settings: Settings) -> Literal["cpu", "cuda"]:
             remedy="Check the driver with `nvidia-smi`, install 'hlo[gpu]', or set HLO_DEVICE=cpu.",
         )
     chosen: Literal["cpu", "cuda"] = "cuda" if available and settings.device != "cpu" else "cpu"
-    wanted, there = settings.tensor_parallel_size * settings.data_parallel_size, torch.cuda.device_count()
-    if chosen == "cuda" and wanted > max(there, 1):
+    parts, copies = _parallel(settings, "tensor_parallel_size"), _parallel(settings, "data_parallel_size")
+    there = torch.cuda.device_count()
+    if chosen == "cuda" and parts * copies > max(there, 1):
         raise SettingsError(
-            f"HLO_TENSOR_PARALLEL_SIZE={settings.tensor_parallel_size} times HLO_DATA_PARALLEL_SIZE="
-            f"{settings.data_parallel_size} needs {wanted} GPUs, and this machine has {there}.",
-            remedy="Lower one of them, or let other machines generate: docs/scaling.md.",
+            f"HLO_TENSOR_PARALLEL_SIZE={parts} times HLO_DATA_PARALLEL_SIZE={copies} needs {parts * copies} GPUs, and "
+            f"this machine has {there}.",
+            remedy="Lower one of them, there or in HLO_ENGINE_ARGUMENTS, or let other machines generate: "
+            "docs/scaling.md.",
         )
     return chosen
+
+
+def _parallel(settings: Settings, name: Literal["tensor_parallel_size", "data_parallel_size"]) -> int:
+    """In how many parts, or copies, a model runs; the engine's own argument comes first. Raises `SettingsError`."""
+    given = settings.engine_arguments.get(name)
+    if given is None:
+        return int(getattr(settings, name))
+    if not isinstance(given, int) or given < 1:
+        raise SettingsError(
+            f"HLO_ENGINE_ARGUMENTS: `{name}` is {given!r}; a whole number from 1 on was wanted.",
+            remedy=f"Set HLO_{name.upper()}.",
+        )
+    return given

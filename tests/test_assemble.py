@@ -18,6 +18,7 @@ from hlo.catalog import Catalog, Entry
 from hlo.contracts import EngineOptions
 from hlo.errors import AdapterError, CalibrationError, EncoderError, EngineDead, ModelError, SettingsError
 from hlo.generation import adapters, base_model
+from hlo.generation.memory import Demand
 from hlo.generation.openai_engine import OpenAIEngine
 from hlo.generation.transformers_engine import TransformersEngine
 from hlo.generation.vllm_engine import VllmEngine
@@ -307,8 +308,29 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert engines.device(Settings(tensor_parallel_size=2)) == "cuda"
-    with pytest.raises(SettingsError, match="needs 4 GPUs, and this machine has 2"):
-        engines.device(Settings(tensor_parallel_size=2, data_parallel_size=2))
+    for asked in (
+        Settings(tensor_parallel_size=2, data_parallel_size=2),
+        Settings(tensor_parallel_size=2, engine_arguments={"data_parallel_size": 2}),
+        Settings(engine_arguments={"tensor_parallel_size": 4}),
+    ):
+        with pytest.raises(SettingsError, match="needs 4 GPUs, and this machine has 2"):
+            engines.device(asked)
+
+
+def test_the_engines_own_number_of_gpus_comes_first(settings: Settings, tiny_model: BaseModel) -> None:
+    """How a model is divided is what the settings say, unless the engine's own arguments say otherwise; memory too."""
+
+    def options(**arguments: object) -> EngineOptions:
+        chosen = settings.model_copy(update={"tensor_parallel_size": 2, "engine_arguments": arguments})
+        return engines.options(chosen, tiny_model, Catalog({}, (), ()), "cuda")
+
+    assert (options().tensor_parallel_size, options().data_parallel_size) == (2, 1)
+    own = options(tensor_parallel_size=4, data_parallel_size=3)
+    assert (own.tensor_parallel_size, own.data_parallel_size) == (4, 3)
+    assert Demand.of(own, tiny_model).devices == 4
+    for wrong in (0, "2", 1.5):
+        with pytest.raises(SettingsError, match=r"`tensor_parallel_size` is .+ from 1 on"):
+            options(tensor_parallel_size=wrong)
 
 
 def test_the_engine_of_servers_is_taken_where_some_are_named(

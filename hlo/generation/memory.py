@@ -90,7 +90,7 @@ class Demand(Struct, frozen=True):
             # vLLM computes bitsandbytes' layers without graphs, whatever it is told.
             eager=bool(given.get("enforce_eager", options.enforce_eager)) or given["quantization"] == "bitsandbytes",
             device=options.device,
-            devices=options.devices,
+            devices=options.tensor_parallel_size,
         )
 
 

@@ -128,13 +128,12 @@ class BatchingEncoder:
             batch = self._take()
         tell = self._done(batch) if batch else None
         with self._lock:
-            more = bool(self._jobs)
-            if not more:
+            if self._jobs:
+                worker.put(partial(self._drain, worker))  # begins once this has returned
+            else:
                 self._idle.append(worker)
         if tell is not None:  # last: the event loop that wakes needs the interpreter for itself
             _tell(batch, tell)
-        if more:
-            worker.put(partial(self._drain, worker))
 
     def _done(self, batch: Sequence[_Job]) -> Callable[[], None]:
         """Do a batch; what tells those who wait what came of it."""

@@ -25,7 +25,8 @@ _LEAST = 1e-30  # for vectors of nothing
 class FixedPoint:
     """Vectors, ready for products with others.
 
-    The products of unit vectors of 384 dimensions are some 7e-4 away from float64's in the mean, and 4e-3 at most.
+    The products of random unit vectors of 384 dimensions are 7.5e-4 away from float64's in the quadratic mean, and of
+    60,000 none is more than 4e-3.
     """
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:

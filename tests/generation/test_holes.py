@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -40,9 +41,9 @@ class Worker:
 
     requested_memory = 100 * MIB
 
-    def __init__(self, *, sleeps: bool = False) -> None:
-        """With or without vLLM's sleep mode."""
-        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(enable_sleep_mode=sleeps))
+    def __init__(self, *, pool: bool = False) -> None:
+        """With or without a pool of CuMem's for its weights."""
+        self.vllm_config = SimpleNamespace(model_config=SimpleNamespace(enable_cumem_allocator=pool))
         self.model_runner = SimpleNamespace(get_model=lambda: self.model)
         self.model: Any = None
 
@@ -53,35 +54,62 @@ class Worker:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "reserved", "sleeps", "closed"),
+    ("gpu", "reserved", "pool", "closed"),
     [(True, 50, False, True), (True, 41, False, False), (True, 50, True, False), (False, 50, False, False)],
 )
 def test_only_where_it_is_worth_it(
-    gpu: bool, reserved: int, sleeps: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, reserved: int, pool: bool, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU, where more than a fiftieth of what is left lies between weights, and these are not in a pool."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved * MIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 40 * MIB)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", gpu)
     moved: list[int] = []
     monkeypatch.setattr(holes, "close", lambda tensors, give_back: moved.append(len(tensors)))
     patched = type("Patched", (Worker,), {})
     holes.patch(patched)
-    worker = patched(sleeps=sleeps)
+    worker = patched(pool=pool)
     worker.load_model()
     assert worker.model is not None
     assert moved == ([2] if closed else [])
 
 
-def test_another_vllm_is_not_patched() -> None:
-    """A worker that loads in another way is told at once, not when it loads."""
+def test_a_worker_of_another_kind_loads_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where vLLM's worker lacks what is asked of it, the model is loaded, and the log says what was missing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    patched = type("Patched", (Worker,), {})
+    holes.patch(patched)
+    worker = patched()
+    del worker.vllm_config
+    worker.load_model()
+    assert worker.model is not None
+    assert "has no attribute 'vllm_config'" in caplog.text
+
+
+def test_another_vllm_is_left_as_it_is() -> None:
+    """Where vLLM's method takes other arguments, nothing is changed, and the error names the argument."""
 
     class Other:
-        """Loads with other arguments."""
-
         def load_model(self, weights: str) -> None:
-            """Load."""
+            raise AssertionError(weights)
 
-    with pytest.raises(TypeError):
+    theirs = Other.load_model
+    with pytest.raises(TypeError, match="weights"):
         holes.patch(Other)
+    assert Other.load_model is theirs
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_the_vllm_that_is_here_is_known() -> None:
+    """Its worker is patched, and has the flag that is looked at."""
+    from vllm.config import ModelConfig
+    from vllm.v1.worker.gpu_worker import Worker as Theirs
+
+    patched: Any = type("Patched", (Theirs,), {})
+    holes.patch(patched)
+    assert patched.load_model is not Theirs.load_model
+    assert "enable_cumem_allocator" in {field.name for field in dataclasses.fields(ModelConfig)}

@@ -70,16 +70,6 @@ def test_a_divided_model_takes_less_of_each_device(mistral: BaseModel) -> None:
     assert half.activation < whole.activation
 
 
-@pytest.mark.parametrize(("given", "devices"), [({}, 2), ({"tensor_parallel_size": 4}, 4)])
-def test_the_division_is_the_settings_or_the_operators(
-    given: dict[str, int], devices: int, tiny_model: BaseModel
-) -> None:
-    """How many devices hold a model is what the settings say, unless the engine's own arguments say otherwise."""
-    kinds = ("q_proj",)
-    options = EngineOptions(tiny_model.folder, "tiny", "cuda", "auto", "none", 1, 8, kinds, tensor_parallel_size=2)
-    assert Demand.of(msgspec.structs.replace(options, arguments=given), tiny_model).devices == devices
-
-
 def test_adapters_are_two_matrices_a_layer(tiny_model: BaseModel) -> None:
     """A slot takes rank times (out + in) values for each layer that adapters touch."""
     found = predict(tiny_model, demand(slots=3, kinds=frozenset({"o_proj"})))

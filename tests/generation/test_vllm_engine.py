@@ -56,7 +56,6 @@ def test_what_one_engine_takes_from_the_environment_is_not_left_to_the_next(monk
     [
         ({"quantization": "fp8_per_channel"}, {}, "expandable_segments:True"),
         ({"quantization": "fp8_per_channel", "tensor_parallel_size": 2}, {}, None),
-        ({"quantization": "fp8_per_channel", "arguments": {"tensor_parallel_size": 2}}, {}, None),
         ({"quantization": "fp8_per_channel", "device": "cpu"}, {}, None),
         ({}, {}, None),
         ({"quantization": "fp8_per_channel"}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native"),

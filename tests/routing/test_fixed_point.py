@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,18 +25,19 @@ def test_products_are_those_of_float64(vectors: int, asked: int, dimension: int,
 
 
 def test_errors_are_small_and_of_both_signs() -> None:
-    """In the mean, cosines of 384 dimensions are 7.5e-4 off, as rounding has it, and to neither side."""
+    """In the quadratic mean, cosines of 384 dimensions are 7.5e-4 off, as rounding has it, and to neither side."""
     some, others = units(3000, 384, 0), units(20, 384, 1)
     errors = FixedPoint(some).products(others) - others.astype(np.float64) @ some.astype(np.float64).T
     assert np.sqrt((errors**2).mean()) < 8e-4
+    assert np.abs(errors).max() < 4e-3
     assert abs(errors.mean()) < 1e-5
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_sums_do_not_overflow(sign: int) -> None:
-    """Where each number is the largest there is, no sum is cut off, on any CPU."""
-    same = np.full((2, 384), 384**-0.5, dtype=np.float32)
-    np.testing.assert_allclose(FixedPoint(same).products(sign * same[:1]), [[sign, sign]], atol=1e-5)
+def test_the_largest_sums_do_not_overflow() -> None:
+    """Where each number is the largest there is, of either sign, no sum is cut off, on any CPU."""
+    same = np.full((1, 384), 384**-0.5, dtype=np.float32)
+    found = FixedPoint(np.concatenate([same, -same])).products(np.concatenate([same, -same]))
+    np.testing.assert_allclose(found, [[1, -1], [-1, 1]], atol=1e-5)
 
 
 def test_lengths_count() -> None:

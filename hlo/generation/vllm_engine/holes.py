@@ -1,8 +1,8 @@
 """Closes the holes that loading leaves in a GPU's memory.
 
 Weights that are rounded as they load come to lie between the places of 16-bit ones, which PyTorch can give back only
-where a whole block, or a whole page of 20 MiB, is free: 0.3 GiB of a 7B model's stay, which a card of 8 GB does not
-have to give.
+where a whole block is free, or a whole page of 20 MiB of an expandable segment: of a 7B model 0.5 GiB stay, or 0.3,
+which a card of 8 GB does not have to give.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 logger = logging.getLogger("hlo")
 
-_WORTH = 0.02  # of what is left for the KV cache: holes below that are not worth the seconds
-_LEAST = 2**20  # bytes from which on PyTorch gives an allocation a place among the large ones
+_WORTH = 0.02  # of what the weights leave of vLLM's share: smaller holes are not worth the seconds
+_SMALL = 2**20  # bytes up to which PyTorch gives an allocation a place among the small ones
+_UNKNOWN = "holes in the GPU's memory stay: this vLLM is another than HLO knows (%s)"
 
 
 def install() -> None:
@@ -27,7 +29,7 @@ def install() -> None:
 
         patch(Worker)
     except (ImportError, AttributeError, TypeError) as error:
-        logger.warning("holes in the GPU's memory stay: this vLLM is another than HLO knows (%s)", error)
+        logger.warning(_UNKNOWN, error)
 
 
 def patch(worker: type[Any]) -> None:
@@ -41,29 +43,43 @@ def patch(worker: type[Any]) -> None:
     def load_model(self: Any, **arguments: Any) -> None:
         """Load the model, and give back what lies free between its weights where that is worth it."""
         theirs(self, **arguments)
-        # Weights that can be put to sleep lie in a pool of their own, where they have to stay.
-        if not torch.cuda.is_available() or self.vllm_config.model_config.enable_sleep_mode:
+        try:
+            weights = _worth_moving(self)
+        except AttributeError as error:
+            logger.warning(_UNKNOWN, error)
             return
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved()
-        left = max(getattr(self, "requested_memory", 0) - before, 0)
-        if before - torch.cuda.memory_allocated() > _WORTH * left:
-            model = self.model_runner.get_model()
-            close((*model.parameters(), *model.buffers()), torch.cuda.empty_cache)
+        if weights:
+            before = torch.cuda.memory_reserved()
+            close(weights, torch.cuda.empty_cache)
             logger.info("%.0f MiB between weights given back", (before - torch.cuda.memory_reserved()) / 2**20)
 
     worker.load_model = load_model
+
+
+def _worth_moving(worker: Any) -> list[torch.Tensor]:
+    """A worker's weights that can be moved; none where little lies free between them."""
+    # In CuMem's pool, which weights are put to sleep in, they have to stay.
+    if not torch.cuda.is_available() or worker.vllm_config.model_config.enable_cumem_allocator:
+        return []
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved()
+    if reserved - torch.cuda.memory_allocated() <= _WORTH * max(worker.requested_memory - reserved, 0):
+        return []
+    model = worker.model_runner.get_model()
+    every = (*model.parameters(), *model.buffers())
+    return [one for one in every if one.is_cuda and not is_traceable_wrapper_subclass(one)]  # those have no storage
 
 
 def close(tensors: Iterable[torch.Tensor], give_back: Callable[[], None]) -> None:
     """Move the storages of `tensors`, lowest address first, to where there is room once `give_back` returned the rest.
 
     Tensors and their views stay what they are, but for their addresses. Meanwhile the host holds one storage's bytes.
+    An error, such as torch.OutOfMemoryError, leaves a tensor without its storage.
     """
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
     for _, storage in sorted(storages.items()):
         size = storage.nbytes()
-        if size < _LEAST or not storage.resizable():
+        if size <= _SMALL or not storage.resizable():
             continue
         kept = torch.UntypedStorage(size).copy_(storage)
         storage.resize_(0)

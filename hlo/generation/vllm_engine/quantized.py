@@ -65,10 +65,11 @@ def plan(options: EngineOptions) -> Plan:
     kept = sum(values for name, values in found.kept.items() if ".layers." in name)
     if way == "bitsandbytes":
         _check_plugin(wanted)
-        if options.devices > 1:
+        if options.tensor_parallel_size > 1:
             raise SettingsError(
-                f"{_asked(wanted)}: bitsandbytes can not divide a model among devices (HLO_TENSOR_PARALLEL_SIZE).",
-                remedy="Set HLO_QUANTIZATION to int8 or int8_weight_only on GPUs, or HLO_TENSOR_PARALLEL_SIZE=1.",
+                f"{_asked(wanted)}: bitsandbytes can not divide a model among {options.tensor_parallel_size} devices.",
+                remedy="Set HLO_QUANTIZATION to int8 or int8_weight_only on GPUs, or HLO_TENSOR_PARALLEL_SIZE=1 "
+                "(HLO_ENGINE_ARGUMENTS comes first).",
             )
         return Plan(way, {"quantization": way}, DTYPES[way], kept)
     about = compressed.quantization_config(_SERVED_AS[way], tuple(found.kept))

@@ -61,7 +61,8 @@ def _rounds_while_loading(options: EngineOptions) -> bool:
     Expandable segments are split all the same; `holes` closes what stays free between. Several GPUs can not share what
     lies in them (vLLM's issue 42609).
     """
-    return options.device == "cuda" and options.quantization == "fp8_per_channel" and options.devices == 1
+    one = options.tensor_parallel_size == 1
+    return options.device == "cuda" and options.quantization == "fp8_per_channel" and one
 
 
 async def abandon(building: asyncio.Future[None]) -> None:
