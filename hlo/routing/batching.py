@@ -126,7 +126,7 @@ class BatchingEncoder:
         """Do the next batch, in the worker's thread, and see to the one after it, or wait for a question."""
         with self._lock:
             batch = self._take()
-        tell = self._done(batch) if batch else None
+        tell = self._outcome(batch) if batch else None
         with self._lock:
             if self._jobs:
                 worker.put(partial(self._drain, worker))  # begins once this has returned
@@ -135,8 +135,8 @@ class BatchingEncoder:
         if tell is not None:  # last: the event loop that wakes needs the interpreter for itself
             _tell(batch, tell)
 
-    def _done(self, batch: Sequence[_Job]) -> Callable[[], None]:
-        """Do a batch; what tells those who wait what came of it."""
+    def _outcome(self, batch: Sequence[_Job]) -> Callable[[], None]:
+        """Do a batch: gives what tells those who wait the results, or the error."""
         try:
             return partial(_answer, batch, self._work(batch))
         except BaseException as error:  # also SystemExit: it must reach who waits, not end this thread

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from hlo.generation.vllm_engine.installed import as_known
+
 logger = logging.getLogger("hlo")
 
 _WORTH = 0.02  # of what the weights leave of vLLM's share: smaller holes are not worth the seconds
 _SMALL = 2**20  # bytes up to which PyTorch gives an allocation a place among the small ones
-_UNKNOWN = "holes in the GPU's memory stay: this vLLM is another than HLO knows (%s)"
+_STAY = "holes in the GPU's memory stay"
 
 
 def install() -> None:
     """Do so in this process after loading, where vLLM is as it is known here; elsewhere the log says that it is not."""
-    try:
+    with as_known(_STAY):
         from vllm.v1.worker.gpu_worker import Worker
 
         patch(Worker)
-    except (ImportError, AttributeError, TypeError) as error:
-        logger.warning(_UNKNOWN, error)
 
 
 def patch(worker: type[Any]) -> None:
@@ -43,11 +43,9 @@ def patch(worker: type[Any]) -> None:
     def load_model(self: Any, **arguments: Any) -> None:
         """Load the model, and give back what lies free between its weights where that is worth it."""
         theirs(self, **arguments)
-        try:
+        weights: list[torch.Tensor] = []
+        with as_known(_STAY):
             weights = _worth_moving(self)
-        except AttributeError as error:
-            logger.warning(_UNKNOWN, error)
-            return
         if weights:
             before = torch.cuda.memory_reserved()
             close(weights, torch.cuda.empty_cache)

@@ -1,8 +1,13 @@
-"""Which vLLM is installed, and what it can not do; imports nothing of it."""
+"""Which vLLM is installed, what it can not do, and what is said where it is not as HLO knows it; imports none of it."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("hlo")
 
 
 def version() -> str | None:
@@ -13,6 +18,15 @@ def version() -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return None
+
+
+@contextmanager
+def as_known(otherwise: str) -> Iterator[None]:
+    """Look at vLLM's own classes: where they are not as HLO knows them, the log says what is `otherwise`, and why."""
+    try:
+        yield
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.warning("%s: this vLLM is another than HLO knows (%s)", otherwise, error)
 
 
 def needs_null(device: str) -> bool:

@@ -7,13 +7,12 @@ calls for 32 layers, as long as a step takes. Here the layers only say what goes
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-logger = logging.getLogger("hlo")
+from hlo.generation.vllm_engine.installed import as_known
 
 
 class _Copies:
@@ -47,14 +46,12 @@ _gathered: _Copies | None = None
 
 def install() -> None:
     """Do so in this process, where vLLM is as it is known here; elsewhere its own way stays, and the log says so."""
-    try:
+    with as_known("adapters get their slots in vLLM's own way"):
         from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
         from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
         from vllm.lora.model_manager import LRUCacheLoRAModelManager
 
         patch(LRUCacheLoRAModelManager, (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA))
-    except (ImportError, AttributeError, TypeError) as error:
-        logger.warning("adapters get their slots in vLLM's own way: this vLLM is another than HLO knows (%s)", error)
 
 
 def patch(manager: type[Any], layers: Iterable[type[Any]]) -> None:
